@@ -1,0 +1,1 @@
+"""Folders of tensors: reading upstream's and ours, writing ours."""

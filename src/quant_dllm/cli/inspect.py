@@ -1,0 +1,64 @@
+"""``quant-dllm inspect``."""
+
+from quant_dllm.cli.options import AsJson, Model
+
+
+def inspect(model: Model, as_json: AsJson = False) -> None:
+    """Say what a model folder holds, without loading it."""
+    from quant_dllm.cli.show import print_facts, print_json, print_table, size
+    from quant_dllm.models.source import open_model
+
+    source = open_model(model)
+    folder, packed = source.folder, bool(source.packed_layers)
+    facts = {
+        "path": str(folder.path),
+        "family": source.family.name,
+        "blocks": source.config.blocks,
+        "width": source.config.width,
+        "bytes": folder.total_bytes,
+        "weight_bytes": folder.weight_bytes,
+        "quantized": packed,
+    }
+    if packed:
+        manifest = folder.manifest
+        facts |= {key: value for key, value in manifest.items() if key != "layers"}
+        facts["layers"] = manifest["layers"]
+    if as_json:
+        print_json(facts)
+        return
+    shown = {
+        "folder": str(folder.path),
+        "family": f"{source.family.name}, {source.config.blocks} blocks of width "
+        f"{source.config.width}, {source.config.vocab} tokens",
+        "size on disk": f"{size(folder.total_bytes)} ({folder.total_bytes} bytes), "
+        f"weights {size(folder.weight_bytes)}",
+    }
+    if not packed:
+        print_facts(shown | {"quantized": "no"})
+        return
+    bits = facts["bits"]
+    print_facts(
+        shown
+        | {
+            "made from": f"{facts['base_model']} ({facts['base_fingerprint']})",
+            "recipe": f"{facts['recipe']['name']}, seed {facts['seed']}",
+            "bits a weight": f"{bits['code']:.3f} codes, {bits['stored']:.3f} with scales, "
+            f"{bits['file']:.3f} of the file",
+            "quantized in": f"{facts['seconds']:.1f} s, peak memory {size(facts['peak_memory'])}",
+        }
+    )
+    print_table("", ("layer", "kind", "shape", "codes", "stored", "orders", "error"),
+                [_row(layer) for layer in facts["layers"]])  # fmt: skip
+
+
+def _row(layer: dict) -> tuple[str, ...]:
+    orders = " ".join(f"{order}×{count}" for order, count in sorted(layer["orders"].items()))
+    return (
+        layer["name"],
+        layer["kind"],
+        "×".join(map(str, layer["shape"])),
+        f"{layer['code_bits']:.2f}",
+        f"{layer['stored_bits']:.3f}",
+        orders or "-",
+        "-" if layer["error"] is None else f"{layer['error']:.1e}",
+    )

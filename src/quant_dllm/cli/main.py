@@ -1,0 +1,74 @@
+"""``quant-dllm VERB …``: one file a verb; ``--help`` loads no torch.
+
+Exit status: 0 done, 2 a wrong request (one line on standard error), 1 a bug (a traceback).
+"""
+
+import logging
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from quant_dllm.cli.demo import demo
+from quant_dllm.cli.evaluate import evaluate
+from quant_dllm.cli.generate import generate
+from quant_dllm.cli.inspect import inspect
+from quant_dllm.cli.quantize import quantize
+from quant_dllm.errors import QuantDLLMError, hint
+
+VERBS = {f.__name__: f for f in (quantize, evaluate, generate, inspect, demo)}
+WRONG_REQUEST, STOPPED = 2, 130
+Refusal: Any = typer.BadParameter.__mro__[2]  # click's base, wherever this typer keeps click
+
+app = typer.Typer(
+    help="Two-bit quantization of masked diffusion language models.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for _verb in VERBS.values():
+    app.command()(_verb)
+
+
+@app.callback()
+def options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every layer.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Two-bit quantization of masked diffusion language models."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    root = logging.getLogger("quant_dllm")
+    root.handlers, root.propagate = [handler], False
+    root.setLevel(logging.DEBUG if verbose else logging.INFO)
+    if version:
+        from importlib.metadata import version as installed
+
+        print(f"quant-dllm {installed('quant-dllm')}")
+        raise typer.Exit
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; return the exit status."""
+    words = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    verb = next((word for word in words if not word.startswith("-")), "")
+    if verb and verb not in VERBS:
+        return _refuse("", f"Unknown verb {verb!r}.{hint(verb, VERBS)} Known: {', '.join(VERBS)}.")
+    try:
+        return app(words, prog_name="quant-dllm", standalone_mode=False) or 0
+    except QuantDLLMError as error:
+        return _refuse(verb, str(error))
+    except Refusal as error:
+        return _refuse(verb, f"{error.format_message()} See quant-dllm {verb} --help.")
+    except (KeyboardInterrupt, typer.Abort):
+        print(f"quant-dllm {verb}: stopped; nothing half-written is left.", file=sys.stderr)
+        return STOPPED
+
+
+def _refuse(verb: str, message: str) -> int:
+    print(f"quant-dllm{' ' if verb else ''}{verb}: {message}", file=sys.stderr)
+    return WRONG_REQUEST
+
+
+if __name__ == "__main__":
+    sys.exit(main())

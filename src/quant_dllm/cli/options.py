@@ -1,0 +1,21 @@
+"""Arguments that several verbs share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[str, typer.Argument(help="A folder, 'tiny', or a Hugging Face id.")]
+Device = Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda, cuda:1 …")]
+Seed = Annotated[int, typer.Option("--seed", help="Equal seeds give equal results.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")
+]
+MaskTokenId = Annotated[
+    int | None,
+    typer.Option("--mask-token-id", help="The mask token, where the model does not say."),
+]
+Text = Annotated[
+    Path | None,
+    typer.Option("--text", help="UTF-8 text, plain or .gz; the bundled stories for tiny."),
+]

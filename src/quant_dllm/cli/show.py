@@ -1,0 +1,85 @@
+"""How results and progress look: tables on standard output, progress on standard error."""
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+LINE_EVERY = 5.0  # seconds between two lines of progress where there is no terminal
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Print one JSON object."""
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table; numbers stand to the right. Piped, it is as wide as it needs to be."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", no_wrap=not i)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def print_facts(facts: dict[str, str]) -> None:
+    """Print names and values, one a line."""
+    width = max(len(name) for name in facts)
+    for name, value in facts.items():
+        print(f"{name:<{width}}  {value}")
+
+
+def size(count: float | None) -> str:
+    """Format bytes."""
+    if count is None:
+        return "not known"
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
+def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
+    """Show how far work is: a bar with the time left, or lines where there is no terminal."""
+    yield from (_bar if sys.stderr.isatty() else _lines)(items, what, total)
+
+
+def _bar(items: Iterable[T], what: str, total: int) -> Iterator[T]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        yield from progress.track(items, total=total, description=what)
+
+
+def _lines(items: Iterable[T], what: str, total: int) -> Iterator[T]:
+    began = said = time.monotonic()
+    for done, item in enumerate(items, start=1):
+        yield item
+        now = time.monotonic()
+        if now - said >= LINE_EVERY:
+            said, left = now, (now - began) / done * (total - done)
+            print(
+                f"{what}: {done} of {total}, {now - began:.0f} s, {left:.0f} s left",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip

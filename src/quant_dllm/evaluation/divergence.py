@@ -1,0 +1,42 @@
+"""How far a model's distribution at hidden positions is from another model's."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from quant_dllm.evaluation.likelihood import BATCH_TOKENS
+from quant_dllm.models.model import DiffusionLM
+from quant_dllm.track import Track, silent
+
+
+@torch.no_grad()
+def _compare(
+    model: DiffusionLM, base: DiffusionLM, windows: Tensor, hidden: Tensor
+) -> Float[Tensor, "2 n"]:
+    canvas = torch.where(hidden, model.mask_token_id, windows)
+
+    def log_p(m: DiffusionLM) -> Tensor:
+        logits = m.logits_at(canvas.to(m.device), hidden.to(m.device))
+        return logits.float().log_softmax(-1).to(base.device)
+
+    theirs, ours = log_p(base), log_p(model)
+    kl = (theirs.exp() * (theirs - ours)).sum(-1).cpu()
+    same = (theirs.argmax(-1) == ours.argmax(-1)).float().cpu()
+    rows = hidden.nonzero()[:, 0]
+    sums = torch.zeros(2, len(windows)).index_add_(1, rows, torch.stack((kl, same)))
+    return sums / hidden.sum(1)
+
+
+def divergence(
+    model: DiffusionLM,
+    base: DiffusionLM,
+    windows: Int[Tensor, "n length"],
+    hidden: Bool[Tensor, "n length"],
+    track: Track = silent,
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """Return each window's mean KL(base ‖ model), nats, and share of equal first choices."""
+    size = max(1, BATCH_TOKENS // windows.shape[1])
+    parts = list(zip(windows.split(size), hidden.split(size), strict=True))
+    found = [_compare(model, base, *part) for part in track(parts, "divergence", len(parts))]
+    kl, same = torch.cat(found, dim=1)
+    return kl, same

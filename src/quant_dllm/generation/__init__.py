@@ -1,0 +1,1 @@
+"""How a masked diffusion model writes text."""

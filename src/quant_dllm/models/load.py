@@ -1,0 +1,120 @@
+"""Load a model: full precision or packed, straight onto its device, never both at once."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from quant_dllm.errors import CheckpointError, ModelError, RequestError
+from quant_dllm.linear import QuantLinear
+from quant_dllm.models.backbone import Backbone
+from quant_dllm.models.model import DiffusionLM
+from quant_dllm.models.source import Source, open_model
+from quant_dllm.weights.base import WEIGHTS
+
+
+def load(
+    model: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    mask_token_id: int | None = None,
+) -> DiffusionLM:
+    """Load a model, 16-bit or packed, ready to call.
+
+    The network is built on the meta device with a packed layer wherever the folder holds one, and
+    each tensor goes from its file to its place: the 16-bit form of a packed model never exists.
+
+    Args:
+        model: A folder, ``"tiny"``, or a Hugging Face id.
+        device: Where to put it.
+        dtype: What to compute in; float32 on a CPU, bfloat16 elsewhere if not given.
+        mask_token_id: The mask token, where the folder does not say.
+
+    Raises:
+        ModelError: Missing or damaged files, an architecture that we do not know.
+        CheckpointError: A packed checkpoint of a later format, or one that lacks tensors.
+    """
+    source = open_model(model)
+    target = usable_device(device)
+    backbone = empty_backbone(source)
+    kind = dtype or default_dtype(target)
+    for name in backbone.state_dict():
+        _place(backbone, name, source.tensor(name), target, kind)
+    _check(source, backbone)
+    loaded = DiffusionLM(source, backbone, mask_token_id).eval()
+    return loaded.requires_grad_(False)
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """Check that there is such a device.
+
+    Raises:
+        RequestError: Unknown, or not on this machine.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise RequestError(f"Device {str(device)!r} cannot be used: {reason}. Try cpu.") from None
+    return found
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """Compute in float32 on a CPU and in bfloat16 elsewhere."""
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
+
+
+def empty_backbone(source: Source) -> Backbone:
+    """Build the network on the meta device, packed where the folder is packed."""
+    with torch.device("meta"):
+        backbone = Backbone(source.config)
+        for slot, layout in source.packed_layers.items():
+            bias = getattr(backbone.get_submodule(slot), "bias", None)
+            backbone.set_submodule(slot, _empty_layer(source, slot, dict(layout), bias))
+    return backbone
+
+
+def _empty_layer(source: Source, slot: str, layout: dict, bias: Tensor | None) -> QuantLinear:
+    kind = layout.pop("kind")
+    names = {name: f"{source.upstream(slot)}.{name}" for name in WEIGHTS.get(kind).names}
+    for name in names.values():
+        if name not in source.folder.tensor_names:
+            raise CheckpointError(
+                f"{source.folder.path} lacks {name}: the checkpoint is incomplete. Copy it again."
+            )
+    tensors = {
+        name: torch.empty(source.folder.shape(full), dtype=source.folder.dtype(full))
+        for name, full in names.items()
+    }
+    return QuantLinear.of(kind, tensors, layout, bias)
+
+
+def _place(
+    backbone: Backbone, name: str, tensor: Tensor, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Put one tensor where it belongs; floats of layers that are not packed take ``dtype``."""
+    slot, _, leaf = name.rpartition(".")
+    module = backbone.get_submodule(slot)
+    wanted = getattr(module, leaf)
+    if tuple(tensor.shape) != tuple(wanted.shape):
+        raise ModelError(
+            f"{name} has shape {list(tensor.shape)}; config.json wants {list(wanted.shape)}. "
+            "The weights and the configuration do not belong together."
+        )
+    packed = isinstance(module, QuantLinear) and leaf in module.kind.names
+    moved = tensor.to(device) if packed else tensor.to(device, dtype)
+    setattr(module, leaf, nn.Parameter(moved, requires_grad=False))
+
+
+def _check(source: Source, backbone: Backbone) -> None:
+    """Refuse a network with a hole in it, or a file with tensors that nobody claimed."""
+    assert not any(p.is_meta for p in backbone.parameters()), "every tensor was placed"
+    claimed = {source.family.upstream(name) for name in backbone.state_dict()}
+    extra = sorted(source.folder.tensor_names - claimed)
+    if extra:
+        raise ModelError(
+            f"{source.folder.path} holds tensors that a {source.family.name} model does not have: "
+            f"{', '.join(extra[:3])}{' …' if len(extra) > 3 else ''}. It is another architecture."
+        )

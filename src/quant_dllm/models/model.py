@@ -1,0 +1,129 @@
+"""A masked diffusion language model, at 16 bits or packed, as a module to call."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from quant_dllm.errors import RequestError
+from quant_dllm.linear import QuantLinear
+from quant_dllm.models.backbone import Backbone
+from quant_dllm.models.family import ModelFamily
+from quant_dllm.models.source import Source
+from quant_dllm.record import Bits
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a forward pass returns."""
+
+    logits: Float[Tensor, "batch some vocab"]
+
+
+class DiffusionLM(nn.Module):
+    """A denoiser: a canvas of token ids in, logits for every position out.
+
+    Attributes:
+        source: Where it was loaded from.
+        backbone: The network.
+    """
+
+    def __init__(self, source: Source, backbone: Backbone, mask_token_id: int | None = None):
+        super().__init__()
+        self.source = source
+        self.backbone = backbone
+        self._mask_token_id = mask_token_id
+
+    @property
+    def family(self) -> ModelFamily:
+        """Say what kind of model it is."""
+        return self.source.family
+
+    @property
+    def device(self) -> torch.device:
+        """Say where it is."""
+        return next(self.parameters()).device
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Load the tokenizer of the folder; ``None`` where there is none."""
+        return load_tokenizer(self.source)
+
+    @cached_property
+    def mask_token_id(self) -> int:
+        """Resolve the mask token, see `resolve_mask_token`."""
+        return resolve_mask_token(self.source, self._mask_token_id, self.tokenizer)
+
+    def forward(
+        self, input_ids: Int[Tensor, "batch length"], positions: slice | Tensor | None = None
+    ) -> Output:
+        """Score every token at every position, or at ``positions`` only; logits as upstream's."""
+        return Output(self.backbone(input_ids, positions))
+
+    def packed(self) -> list[QuantLinear]:
+        """List the packed layers; none in a 16-bit model."""
+        return [module for module in self.modules() if isinstance(module, QuantLinear)]
+
+    def bits(self) -> Bits:
+        """Count bits a weight: codes, all that packed layers store, and the weight files."""
+        layers = [layer.weight for layer in self.packed()]
+        sizes = [w.out_features * w.in_features for w in layers]
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in Backbone(self.source.config).parameters())
+        file = 8 * self.source.folder.weight_bytes / parameters
+        if not layers:
+            return Bits(code=file, stored=file, file=file)
+        return Bits.average(
+            sizes, [w.code_bits for w in layers], [w.stored_bits for w in layers], file
+        )
+
+    def logits_at(
+        self, input_ids: Int[Tensor, "batch length"], where: Bool[Tensor, "batch length"]
+    ) -> Float[Tensor, "some vocab"]:
+        """Score the marked positions only, row after row: what their own tokens are.
+
+        A model whose logits predict the next position would be read one row earlier here.
+        """
+        return self.backbone.head(self.backbone.norm(self.backbone.hidden(input_ids)[where]))
+
+
+def load_tokenizer(source: Source) -> Any:
+    """Load the tokenizer of a folder with transformers; ``None`` where the folder has none."""
+    path = source.folder.path
+    if (path / "tokenizer.json").is_file():
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast.from_pretrained(str(path))
+    if any((path / name).is_file() for name in ("tokenizer.model", "vocab.json")):
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(str(path))
+    return None
+
+
+def resolve_mask_token(source: Source, given: int | None, tokenizer: Any) -> int:
+    """Return the mask token: as given, else the config's, else one of the family's strings.
+
+    Raises:
+        RequestError: None of them is there, or the id is no row of the embedding: it is asked for,
+            never guessed.
+    """
+    found = given if given is not None else source.folder.config.get("mask_token_id")
+    if found is None and tokenizer is not None:
+        known = tokenizer.get_vocab()
+        found = next((known[t] for t in source.family.mask_tokens if t in known), None)
+    if found is None:
+        strings = " or ".join(source.family.mask_tokens)
+        raise RequestError(
+            f"{source.name} does not say which token is the mask: no mask_token_id in config.json, "
+            f"no {strings} in the tokenizer. Pass --mask-token-id."
+        )
+    if not 0 <= found < source.config.vocab:
+        raise RequestError(
+            f"The mask token id {found} is no row of {source.name}'s embedding, which has "
+            f"{source.config.vocab}. Pass the right one as --mask-token-id."
+        )
+    return found

@@ -1,0 +1,137 @@
+"""Find a model by name and see what it is, without reading its weights."""
+
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from quant_dllm.checkpoint.folder import METHOD, Folder
+from quant_dllm.errors import ModelError, hint
+from quant_dllm.models.backbone import STAGES, Backbone, BackboneConfig
+from quant_dllm.models.family import ModelFamily
+from quant_dllm.registry import Registry
+
+FAMILIES = Registry("family", {"llada": "quant_dllm.models.llada:FAMILY"})
+TINY = "tiny"
+DOWNLOADED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model on disk.
+
+    Attributes:
+        name: How it was asked for.
+        folder: Its files.
+        family: What it is.
+        config: The numbers of its network.
+    """
+
+    name: str
+    folder: Folder
+    family: ModelFamily
+    config: BackboneConfig
+
+    @property
+    def packed_layers(self) -> dict[str, dict[str, Any]]:
+        """Map slots of the backbone to the stored layout of their weights; empty at 16 bits."""
+        quantization = self.folder.quantization
+        if not quantization:
+            return {}
+        if quantization.get("quant_method") != METHOD:
+            raise ModelError(
+                f"{self.folder.path} is quantized with {quantization.get('quant_method')!r}, which "
+                "quant-dllm does not read. Use the 16-bit model."
+            )
+        layers = quantization["layers"]
+        linears = (slot for slot in self.slots(nn.Linear) if self.upstream(slot) in layers)
+        return {slot: layers[self.upstream(slot)] for slot in linears}
+
+    def slots(self, kind: type[nn.Module]) -> list[str]:
+        """List the modules of the backbone that are of a kind, in order."""
+        import torch
+
+        with torch.device("meta"):
+            modules = Backbone(self.config).named_modules()
+        return [name for name, module in modules if isinstance(module, kind)]
+
+    def upstream(self, slot: str) -> str:
+        """Translate a module of the backbone to upstream's name."""
+        return self.family.upstream(slot + ".weight").removesuffix(".weight")
+
+    def tensor(self, name: str) -> Tensor:
+        """Read one tensor by its name in the backbone."""
+        return self.folder.tensor(self.family.upstream(name))
+
+
+def block_linears(block: int) -> list[str]:
+    """List the linear layers of one block, by their slots in the backbone."""
+    return [f"blocks.{block}.{name}" for stage in STAGES for name in stage]
+
+
+def locate(model: str | Path) -> Path:
+    """Return the folder of a model: itself, the bundled ``tiny``, or a download from the Hub.
+
+    Raises:
+        ModelError: There is no such folder, and no such model on the Hub, or no network.
+    """
+    name, path = str(model), Path(model)
+    if path.is_dir():
+        return path
+    if name == TINY:
+        return Path(str(files("quant_dllm"))) / "assets" / TINY
+    if isinstance(model, Path) or name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise ModelError(
+            f"{name!r} is not a model.{hint(name, [TINY])} "
+            "Name a folder, 'tiny', or a Hugging Face id such as GSAI-ML/LLaDA-8B-Base."
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(DOWNLOADED)))
+    except Exception as error:  # the Hub's client raises a dozen unrelated kinds
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"{name} is no folder, and could not be had from the Hub: {reason} "
+            "Check the name and the network, or give a folder."
+        ) from None
+
+
+def open_model(model: str | Path) -> Source:
+    """Find a model, read its ``config.json`` and recognise its family.
+
+    Raises:
+        ModelError: Missing or damaged files, or an architecture that we do not know.
+    """
+    folder = Folder(locate(model))
+    family = recognise(folder.config, str(model))
+    try:
+        config = family.config(folder.config)
+    except KeyError as error:
+        raise ModelError(
+            f"{folder.path / 'config.json'} lacks {error}, which every {family.name} model has. "
+            "Download it again."
+        ) from None
+    return Source(str(model), folder, family, config)
+
+
+def recognise(config: dict[str, Any], name: str) -> ModelFamily:
+    """Match architectures first, then model types: several families share a model type."""
+    found = [*(config.get("architectures") or []), config.get("model_type")]
+    families: list[ModelFamily] = [FAMILIES.get(key) for key in FAMILIES.targets]
+    for wanted in found[:-1]:
+        for family in families:
+            if wanted in family.architectures:
+                return family
+    if len(found) == 1:
+        for family in families:
+            if found[-1] in family.model_types:
+                return family
+    known = [a for family in families for a in family.architectures]
+    shown = found[0] or "no architecture"
+    raise ModelError(
+        f"{name} is {shown} (model_type {found[-1]!r}), which is not known."
+        f"{hint(str(found[0]), known)} Known: {', '.join(known)}."
+    )

@@ -1,0 +1,1 @@
+"""How many bits each block of input channels gets."""

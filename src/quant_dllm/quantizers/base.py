@@ -1,0 +1,30 @@
+"""The one interface that a rounding method has to fit."""
+
+from typing import ClassVar, Protocol, runtime_checkable
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from quant_dllm.statistics.layer import LayerStatistics, Needs
+from quant_dllm.weights.base import QuantizedWeight
+
+
+@runtime_checkable
+class Quantizer(Protocol):
+    """Turn one weight matrix into codes.
+
+    A quantizer is a frozen dataclass: its fields are its hyper-parameters, it keeps no state
+    between calls, reads no file, knows no model, and never sees an ``nn.Module``.
+    """
+
+    needs: ClassVar[Needs]
+
+    def quantize(
+        self,
+        weight: Float[Tensor, "out in"],
+        stats: LayerStatistics,
+        bits: Int[Tensor, " blocks"],
+        block_size: int,
+    ) -> QuantizedWeight:
+        """Round ``weight`` with ``bits[b]`` bits in its ``b``-th block of ``block_size`` inputs."""
+        ...

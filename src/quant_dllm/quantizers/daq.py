@@ -1,0 +1,108 @@
+"""Data-aware Any-order Quantizer: a sum of binary planes, scaled by row and by column.
+
+Minimise ‖Λ ∘ (W − Ŵ)‖² with Ŵ = Σ_k (a_k c_kᵀ) ∘ B_k in each block of input channels, inside the
+sweep that feeds a block's error to its right. Λ marks the elements whose importance stands out.
+
+Reference: Quant-dLLM, arXiv:2510.03274, section on DAQ; `method.md` section 3 for the forms.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from quant_dllm.errors import RecipeError
+from quant_dllm.rounding.planes import Fit, fit_greedy, fit_joint, nearest_signs
+from quant_dllm.rounding.sweep import Coded, block_error, column_by_column, diagonal_error, sweep
+from quant_dllm.statistics.importance import Saliency, divisor, emphasis_mask, importance
+from quant_dllm.statistics.layer import LayerStatistics, Needs
+from quant_dllm.weights.binary import BinaryWeight, Planes
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataAwareAnyOrderQuantizer:
+    """Fit each block by successive re-scaling and re-rounding.
+
+    Attributes:
+        rounds: Most passes over the planes of one block.
+        tolerance: Stop when a pass lowers the objective by less than this fraction; 0: never.
+        fitting: ``"joint"``: all planes are refitted together (release). ``"greedy"``: a plane is
+            fitted to what the planes before it leave, and then left alone (paper).
+        emphasis: ω = λ², the weight of an important element's squared error; 1 leaves Λ out.
+        sigmas: τ, how many deviations from the mean make an element important.
+        saliency: What Z = W²/D² divides by, see `statistics.importance.divisor`.
+        scope: Z is standardised over the current ``"block"``, on weights that carry the errors of
+            the blocks before it (release), or over the original ``"matrix"`` (paper).
+        feedback: ``"none"``; ``"diagonal"``: a block's error over diag(U) (release); ``"exact"``:
+            the triangular solve; ``"in-sweep"``: scales are fixed first, then each column's signs
+            are chosen when the sweep reaches it, with feedback inside the block.
+    """
+
+    rounds: int = 15
+    tolerance: float = 0.0
+    fitting: Literal["joint", "greedy"] = "joint"
+    emphasis: float = 3.0
+    sigmas: float = 2.0
+    saliency: Saliency = "factor"
+    scope: Literal["block", "matrix"] = "block"
+    feedback: Literal["none", "diagonal", "exact", "in-sweep"] = "in-sweep"
+    needs: ClassVar[Needs] = Needs.HESSIAN
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that mean nothing."""
+        if self.rounds < 0 or self.tolerance < 0 or self.emphasis <= 0:
+            raise RecipeError(
+                f"quantizer.rounds {self.rounds}, tolerance {self.tolerance} and emphasis "
+                f"{self.emphasis}: the first two must not be negative, the last must be above 0."
+            )
+
+    def quantize(
+        self,
+        weight: Float[Tensor, "out in"],
+        stats: LayerStatistics,
+        bits: Int[Tensor, " blocks"],
+        block_size: int,
+    ) -> BinaryWeight:
+        """Quantize; ``bits[b]`` is the number of binary planes of block ``b``."""
+        U = stats.factor
+        D = divisor(U, self.saliency)
+        whole = self._emphasis(weight, D) if self.scope == "matrix" else None
+
+        def code(block: Tensor, channels: slice, index: int) -> Coded[Planes]:
+            mask = self._emphasis(block, D[channels]) if whole is None else whole[:, channels]
+            fitting = fit_joint if self.fitting == "joint" else fit_greedy
+            weighed = None if self.emphasis == 1 else mask
+            fit = fitting(block, weighed, int(bits[index]), self.rounds, self.tolerance).halve()
+            return self._place(fit, block, U[channels, channels])
+
+        return BinaryWeight.of(sweep(weight, U, block_size, code), block_size)
+
+    def _emphasis(self, weight: Tensor, D: Tensor) -> Tensor:
+        return emphasis_mask(importance(weight, D), self.emphasis, self.sigmas)
+
+    def _place(self, fit: Fit, block: Tensor, U: Tensor) -> Coded[Planes]:
+        """Settle the signs of a fitted block, and the error to feed on."""
+        if self.feedback == "in-sweep":
+            return signs_in_sweep(fit, block, U)
+        error = {"none": None, "diagonal": diagonal_error, "exact": block_error}[self.feedback]
+        return Coded(fit.freeze(), error(block, fit.values(), U) if error else None)
+
+
+def signs_in_sweep(
+    fit: Fit, block: Float[Tensor, "out block"], factor: Float[Tensor, "block block"]
+) -> Coded[Planes]:
+    """Choose each column's signs when the sweep reaches it, the scales being fixed.
+
+    Reference: `method.md` section 3, third form of error feedback.
+    """
+    signs = torch.empty_like(fit.signs)
+
+    def round_column(j: int, w: Tensor) -> Tensor:
+        scales = fit.rows * fit.columns[:, j, None]
+        signs[:, :, j] = nearest = nearest_signs(w, scales)
+        return (nearest * scales).sum(dim=0)
+
+    _, error = column_by_column(block, factor, round_column)
+    return Coded(Planes(signs > 0, fit.rows, fit.columns), error)

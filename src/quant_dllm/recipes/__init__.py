@@ -1,0 +1,1 @@
+"""Presets: a recipe a file."""

@@ -1,0 +1,107 @@
+"""What a run leaves for people: facts, in JSON and back."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRecord:
+    """What happened to one linear layer.
+
+    Attributes:
+        name: Upstream's name.
+        kind: How its weight is stored.
+        shape: [out, in].
+        code_bits, stored_bits: Bits a weight: codes alone, and all that is stored.
+        orders: Bits of its blocks → how many blocks have them.
+        error: ‖(W − Ŵ) X‖² / ‖W X‖² on the calibration inputs; ``None`` where none were gathered.
+        tokens: Tokens that it was calibrated on.
+        seconds: Time that rounding took, without gathering the inputs.
+        layout: What a loader must know of the stored weight.
+    """
+
+    name: str
+    kind: str
+    shape: list[int]
+    code_bits: float
+    stored_bits: float
+    orders: dict[str, int]
+    error: float | None
+    tokens: int
+    seconds: float
+    layout: dict[str, Any]
+
+    def line(self) -> str:
+        """Format for a log."""
+        error = "-" if self.error is None else f"{self.error:.2e}"
+        orders = ",".join(f"{order}:{blocks}" for order, blocks in sorted(self.orders.items()))
+        return (
+            f"layer={self.name} bits={self.code_bits:.2f} stored={self.stored_bits:.2f} "
+            f"orders={orders or '-'} error={error} seconds={self.seconds:.1f}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bits:
+    """Bits a weight, three ways.
+
+    Attributes:
+        code: Of the quantized layers, codes alone.
+        stored: Of the quantized layers, with every scale, zero point and order.
+        file: Of the weight files, over all weights of the model.
+    """
+
+    code: float
+    stored: float
+    file: float
+
+    @classmethod
+    def average(
+        cls, sizes: list[int], code: list[float], stored: list[float], file: float
+    ) -> "Bits":
+        """Average the bits of layers over their weights, ``sizes`` of them."""
+
+        def mean(bits: list[float]) -> float:
+            return sum(n * b for n, b in zip(sizes, bits, strict=True)) / sum(sizes)
+
+        return cls(code=mean(code), stored=mean(stored), file=file)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What a quantization did: the content of ``quant_dllm.json``.
+
+    Attributes:
+        base_model: The model as it was asked for; its fingerprint hashes configuration and weights.
+        calibration: Fingerprint, sequences and length of the token windows, before masking.
+        seconds: Time of the whole run.
+        peak_memory: Peak resident memory of the process, bytes; ``None`` where not known.
+        peak_device_memory: The same of an accelerator.
+    """
+
+    format_version: int
+    recipe: dict[str, Any]
+    seed: int
+    base_model: str
+    base_fingerprint: str
+    family: str
+    mask_token_id: int
+    calibration: dict[str, Any] | None
+    bits: Bits
+    parameters: int
+    seconds: float
+    peak_memory: int | None
+    peak_device_memory: int | None
+    device: str
+    versions: dict[str, str]
+    layers: list[LayerRecord] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON's types."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> "RunRecord":
+        """Read what `to_dict` gave."""
+        layers = [LayerRecord(**layer) for layer in raw["layers"]]
+        return cls(**raw | {"bits": Bits(**raw["bits"]), "layers": layers})

@@ -1,0 +1,1 @@
+"""How one block is coded, shared by the methods."""

@@ -1,0 +1,154 @@
+"""Fit a sum of scaled binary planes to one block of weights.
+
+    minimise  Σ_ij ω_ij (W_ij − Σ_k a_ki c_kj B_kij)²,   B = ±1
+
+by steps each of which is the exact minimiser of its own variable (`method.md`, section 3).
+
+Symbols:
+    W  block, [out, block]         ω  weight of each squared error, [out, block]
+    a  row scales, [order, out]    c  column scales, [order, block]    B  signs ±1
+    R  what the other planes leave of W
+"""
+
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from quant_dllm.weights.binary import Planes
+
+TINY = 1e-20  # keeps a dead row or column from dividing by zero; far below any real sum
+
+
+@dataclass
+class Fit:
+    """A fit under way; the tensors change in place.
+
+    Attributes:
+        signs: B, as ±1.
+    """
+
+    rows: Float[Tensor, "order out"]
+    columns: Float[Tensor, "order block"]
+    signs: Float[Tensor, "order out block"]
+
+    def plane(self, k: int) -> Float[Tensor, "out block"]:
+        """Multiply plane k out."""
+        return torch.outer(self.rows[k], self.columns[k]).mul_(self.signs[k])
+
+    def values(self) -> Float[Tensor, "out block"]:
+        """Sum the planes."""
+        return torch.einsum("ko,kb,kob->ob", self.rows, self.columns, self.signs)
+
+    def rescale(self, k: int, rest: Float[Tensor, "out block"], weight: Tensor | None) -> None:
+        """Set a_k, then c_k, to their minimisers for plane k against ``rest``."""
+        signed = rest * self.signs[k]
+        if weight is None:
+            a = signed @ self.columns[k] / self.columns[k].square().sum().clamp_min(TINY)
+            c = a @ signed / a.square().sum().clamp_min(TINY)
+        else:
+            signed *= weight
+            a = signed @ self.columns[k] / (weight @ self.columns[k].square()).clamp_min(TINY)
+            c = a @ signed / (a.square() @ weight).clamp_min(TINY)
+        self.rows[k], self.columns[k] = a, c
+
+    def halve(self) -> "Fit":
+        """Round the scales to what float16 stores.
+
+        a·s and c/s make the same plane; s sets the mean of |c| to one, where float16 is fine.
+        """
+        mean = self.columns.abs().mean(dim=1, keepdim=True).clamp_min(TINY)
+        self.rows, self.columns = (self.rows * mean).half().float(), self.columns / mean
+        self.columns = self.columns.half().float()
+        return self
+
+    def freeze(self) -> Planes:
+        """Return what is stored."""
+        return Planes(self.signs > 0, self.rows, self.columns)
+
+
+def sign_patterns(order: int, like: Tensor) -> Float[Tensor, "patterns order"]:
+    """List the 2^order combinations of ±1."""
+    return torch.tensor(list(product((-1.0, 1.0), repeat=order)), dtype=like.dtype).to(like.device)
+
+
+def nearest_signs(
+    w: Float[Tensor, "*shape"], scales: Float[Tensor, "order *shape"]
+) -> Float[Tensor, "order *shape"]:
+    """Choose signs so that Σ_k ±scales_k is nearest to w, element by element; ω cancels."""
+    order = len(scales)
+    if order == 1:
+        return torch.where(w * scales[0] < 0, -1.0, 1.0)[None]
+    if order == 2:  # the larger term takes the sign of w, the other what is left: exact
+        size = scales.abs()
+        large = torch.where(w < 0, -1.0, 1.0)
+        rest = w - large * size.amax(dim=0)
+        small = torch.where(rest < 0, -1.0, 1.0)
+        first = size[0] >= size[1]
+        signs = torch.stack((torch.where(first, large, small), torch.where(first, small, large)))
+        return torch.where(scales < 0, -signs, signs)
+    patterns = sign_patterns(order, w)
+    best = torch.full_like(w, torch.inf)
+    index = torch.zeros_like(w, dtype=torch.long)
+    for p, pattern in enumerate(patterns):
+        distance = (torch.einsum("k,k...->...", pattern, scales) - w).abs_()
+        closer = distance < best
+        best = torch.where(closer, distance, best)
+        index = torch.where(closer, p, index)
+    return patterns[index].movedim(-1, 0)
+
+
+def start(w: Float[Tensor, "out block"], order: int) -> Fit:
+    """Take plane after plane from the means of what is left."""
+    rest, rows, columns, signs = w.clone(), [], [], []
+    for _ in range(order):
+        size = rest.abs()
+        rows.append(a := size.mean(dim=1))
+        columns.append(c := (size / a.clamp_min(TINY)[:, None]).mean(dim=0))
+        signs.append(b := torch.where(rest < 0, -1.0, 1.0))
+        rest -= torch.outer(a, c) * b
+    return Fit(torch.stack(rows), torch.stack(columns), torch.stack(signs))
+
+
+def loss(w: Tensor, fit: Fit, weight: Tensor | None) -> float:
+    """Return the weighted squared error."""
+    square = (w - fit.values()).square_()
+    return (square if weight is None else square * weight).sum().item()
+
+
+def fit_joint(
+    w: Float[Tensor, "out block"], weight: Tensor | None, order: int, rounds: int, tolerance: float
+) -> Fit:
+    """Refit all planes together: scales of each against the others, then all signs at once."""
+    fit, before = start(w, order), torch.inf
+    for _ in range(rounds):
+        rest = w - fit.values()
+        for k in range(order):
+            rest += fit.plane(k)
+            fit.rescale(k, rest, weight)
+            rest -= fit.plane(k)
+        fit.signs = nearest_signs(w, fit.rows[:, :, None] * fit.columns[:, None, :])
+        if tolerance > 0:
+            now = loss(w, fit, weight)
+            if before - now <= tolerance * now:
+                break
+            before = now
+    return fit
+
+
+def fit_greedy(
+    w: Float[Tensor, "out block"], weight: Tensor | None, order: int, rounds: int, tolerance: float
+) -> Fit:
+    """Fit the first plane alone, then the second to what it leaves, and so on (the paper)."""
+    rest, planes = w.clone(), []
+    for _ in range(order):
+        plane = fit_joint(rest, weight, 1, rounds, tolerance)
+        rest -= plane.values()
+        planes.append(plane)
+    return Fit(
+        torch.cat([p.rows for p in planes]),
+        torch.cat([p.columns for p in planes]),
+        torch.cat([p.signs for p in planes]),
+    )

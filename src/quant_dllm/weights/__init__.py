@@ -1,0 +1,1 @@
+"""What is stored: a quantized weight as the tensors that a checkpoint holds."""

@@ -1,0 +1,46 @@
+"""Rounded values in 16-bit floats, with the bits that the method would store."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from jaxtyping import Float, Float16
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SimulatedWeight:
+    """A weight of a method that nobody packs.
+
+    Attributes:
+        values: Rounded values; on disk they are float16, and not counted as such.
+        code_bits: Bits a weight that the method's codes would take.
+        stored_bits: Bits a weight that all the method stores would take.
+    """
+
+    values: Float16[Tensor, "out in"]
+    code_bits: float
+    stored_bits: float
+    kind: ClassVar[str] = "simulated"
+    names: ClassVar[tuple[str, ...]] = ("values",)
+
+    @property
+    def out_features(self) -> int:
+        """Count the output channels."""
+        return self.values.shape[0]
+
+    @property
+    def in_features(self) -> int:
+        """Count the input channels."""
+        return self.values.shape[1]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Name the stored tensors."""
+        return {"values": self.values}
+
+    def layout(self) -> dict[str, Any]:
+        """Describe what the tensors do not tell."""
+        return {"code_bits": self.code_bits, "stored_bits": self.stored_bits}
+
+    def dequantize(self, rows: slice = slice(None)) -> Float[Tensor, "some in"]:
+        """Return the values."""
+        return self.values[rows].float()

@@ -1,0 +1,179 @@
+"""Sample the corpus that `train_tiny.py` learns from: stories written by stories15M.
+
+Streams of text are sampled side by side with a key-value cache. stories15M was trained on stories
+laid end to end in windows of 256 tokens; so a stream goes on for ever: when the window is full, its
+second half becomes the start of the next one. First a short run over the whole vocabulary finds
+the pieces that occur; then embedding and head are cut to them and the corpus is sampled.
+
+    python training/sample_corpus.py [--tokens 10e6] [--device cuda]
+
+Writes into ``training/data``: ``train.bin`` (int16 token ids, stories separated by end-of-text),
+``tokenizer.json``, ``{heldout,validation,calibration}.txt.gz`` (whole stories, none of which is in
+``train.bin``), ``corpus.json`` (what was done).
+"""
+
+import argparse
+import gzip
+import json
+import time
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import stories15m
+from quant_dllm.models.backbone import Backbone, Rotary
+from stories15m import BEGIN_OF_STORY, END, FIRST_BYTE, FIRST_PIECE
+
+SPLITS = {"heldout": 1_000, "validation": 1_000, "calibration": 8_000}  # stories
+
+
+class Sampler:
+    """The autoregressive model with a static key-value cache: ``streams`` texts at once."""
+
+    def __init__(self, model: Backbone, keep: Tensor, streams: int, device: str):
+        c = model.config
+        self.dtype = torch.float16 if device == "cuda" else torch.float32
+        self.model = model.to(device, self.dtype)
+        self.keep = keep.to(device)
+        self.embed = model.embed.weight[self.keep]
+        self.rotary = Rotary.of(c, c.context, device)
+        shape = (streams, c.kv_heads, c.context, c.head_width)
+        self.cache = [
+            tuple(torch.zeros(shape, device=device, dtype=self.dtype) for _ in "kv")
+            for _ in model.blocks
+        ]
+
+    def step(self, ids: Tensor, at: int) -> Tensor:
+        """Feed tokens [streams, new] at position ``at``; return the logits after the last one."""
+        x, end = self.embed[ids], at + ids.shape[1]
+        here = Rotary(self.rotary.cos[at:end], self.rotary.sin[at:end])
+        for block, (keys, values) in zip(self.model.blocks, self.cache, strict=True):
+            y, a = block.attention_norm(x), block.attention
+            q, k, v = (
+                layer(y).unflatten(-1, (-1, a.head_width)).transpose(1, 2)
+                for layer in (a.q, a.k, a.v)
+            )
+            keys[:, :, at:end], values[:, :, at:end] = here(k), v
+            mixed = F.scaled_dot_product_attention(
+                here(q), keys[:, :, :end], values[:, :, :end], is_causal=at == 0
+            )
+            x = x + a.out(mixed.transpose(1, 2).flatten(2))
+            x = x + block.mlp(block.mlp_norm(x))
+        return self.model.norm(x[:, -1]) @ self.embed.T
+
+
+def choose(logits: Tensor, top_p: float, dice: torch.Generator) -> Tensor:
+    """Draw from the smallest set of tokens that holds ``top_p`` of the probability."""
+    p, ids = logits.float().softmax(-1).topk(min(256, logits.shape[-1]))
+    p = p * (p.cumsum(-1) - p < top_p)
+    return ids.gather(-1, torch.multinomial(p, 1, generator=dice))
+
+
+@torch.inference_mode()
+def sample(sampler: Sampler, tokens: int, top_p: float, dice: torch.Generator) -> Tensor:
+    """Sample streams [streams, length] of at least ``tokens`` tokens, as rows of ``keep``."""
+    streams, window = sampler.cache[0][0].shape[0], sampler.model.config.context
+    device = sampler.keep.device
+    begin = int((sampler.keep == BEGIN_OF_STORY).nonzero())
+    text = [torch.full((streams, 1), begin, device=device)]
+    began, length = time.monotonic(), 1
+    while length * streams < tokens:
+        recent = torch.cat(text, 1)[:, -window // 2 :] if length > 1 else text[0]
+        new, at = recent, 0
+        while at + new.shape[1] < window:
+            logits = sampler.step(new, at)
+            at += new.shape[1]
+            new = choose(logits, top_p, dice)
+            text.append(new)
+        text = [torch.cat(text, 1)]
+        length = text[0].shape[1]
+        rate = length * streams / (time.monotonic() - began)
+        print(f"{length * streams / 1e6:8.2f} M tokens  {rate:10.0f} tokens/s", flush=True)
+    return text[0].to(torch.int16 if len(sampler.keep) < 2**15 else torch.int32).cpu()
+
+
+def find_vocabulary(streams: Tensor, pieces: list[bytes], size: int) -> list[int]:
+    """Keep the most frequent pieces, and all through which llama's merges reach them."""
+    counts = Counter(streams.flatten().tolist())
+    ranked = [i for i, _ in counts.most_common() if i >= FIRST_PIECE]
+    low, high = 0, len(ranked)
+    while low < high:  # the most pieces whose closure fits
+        middle = (low + high + 1) // 2
+        if len(stories15m.close_under_merges(set(ranked[:middle]), pieces)) <= size - 259:
+            low = middle
+        else:
+            high = middle - 1
+    return sorted(stories15m.close_under_merges(set(ranked[:low]), pieces))
+
+
+def split_stories(streams: Tensor, end: int) -> list[Tensor]:
+    """Cut streams [streams, length] into whole stories, each with its end-of-text token."""
+    stories = []
+    for stream in streams:
+        ends = (stream == end).nonzero().flatten().tolist()
+        stories += [stream[a + 1 : b + 1] for a, b in pairwise(ends)]
+    return [story for story in stories if len(story) > 32]
+
+
+def write_splits(out: Path, stories: list[Tensor], tokenizer) -> dict[str, int]:
+    """Write the named splits as text and the rest as tokens; no story is in two of them."""
+    at, taken, counts = 0, set(), {}
+    for name, most in SPLITS.items():
+        size = min(most, len(stories) // 10)
+        texts = tokenizer.decode_batch([s.tolist() for s in stories[at : at + size]])
+        taken.update(s.numpy().tobytes() for s in stories[at : at + size])
+        with gzip.GzipFile(out / f"{name}.txt.gz", "wb", mtime=0) as file:
+            file.write("".join(f"{text.strip()}\n{END}\n" for text in texts).encode())
+        counts[name], at = len(texts), at + size
+    train = [s for s in stories[at:] if s.numpy().tobytes() not in taken]
+    tokens = torch.cat(train)
+    tokens.numpy().tofile(out / "train.bin")
+    return counts | {"train": len(train), "train_tokens": len(tokens)}
+
+
+def main() -> None:
+    """Sample twice: to find the vocabulary, then within it."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--tokens", type=float, default=12e6)
+    parser.add_argument("--scout", type=float, default=1e6, help="tokens to find the vocabulary by")
+    parser.add_argument("--vocabulary", type=int, default=4096)
+    parser.add_argument("--top-p", type=float, default=0.95)
+    parser.add_argument("--streams", type=int, default=256)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "data")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    pieces, model = stories15m.read_pieces(), stories15m.read_model()
+    dice = torch.Generator(args.device).manual_seed(args.seed)
+
+    everything = torch.arange(len(pieces))
+    scout = Sampler(model, everything, min(args.streams, 4096), args.device)
+    seen = sample(scout, int(args.scout), args.top_p, dice)
+    del scout
+    ids = find_vocabulary(seen, pieces, args.vocabulary)
+    tokenizer = stories15m.build_tokenizer(ids, pieces)
+    tokenizer.save(str(args.out / "tokenizer.json"))
+    keep = torch.tensor([0, BEGIN_OF_STORY, *range(FIRST_BYTE, FIRST_PIECE), *ids])
+    covered = torch.isin(seen, keep).float().mean().item()
+    print(f"{len(keep)} pieces hold {covered:.2%} of the first {seen.numel()} tokens", flush=True)
+
+    torch.save(keep, args.out / "kept_ids.pt")  # row of tiny's embedding → row of stories15M's
+    streams = sample(
+        Sampler(model, keep, args.streams, args.device), int(args.tokens), args.top_p, dice
+    )
+    counts = write_splits(args.out, split_stories(streams, end=1), tokenizer)
+    record = {"what": "corpus", "source": "stories15M", "top_p": args.top_p, "seed": args.seed,
+              "vocabulary": len(keep) + 1, "coverage": covered, "device": args.device,
+              "seconds": round(time.monotonic() - began), **counts}  # fmt: skip
+    (args.out / "corpus.json").write_text(json.dumps(record, indent=1))
+    print(json.dumps(record))
+
+
+if __name__ == "__main__":
+    main()
