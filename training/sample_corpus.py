@@ -2,10 +2,11 @@
 
 Streams of text are sampled side by side with a key-value cache. stories15M was trained on stories
 laid end to end in windows of 256 tokens; so a stream goes on for ever: when the window is full, its
-second half becomes the start of the next one. First a short run over the whole vocabulary finds
-the pieces that occur; then embedding and head are cut to them and the corpus is sampled.
+last 96 tokens become the start of the next one. First a short run over the whole vocabulary finds
+the pieces that occur; then embedding and head are cut to them and the corpus is sampled. A run that
+was stopped goes on where it was.
 
-    python training/sample_corpus.py [--tokens 10e6] [--device cuda]
+    python training/sample_corpus.py [--tokens 12e6] [--device cuda --workers 1 --streams 8192]
 
 Writes into ``training/data``: ``train.bin`` (int16 token ids, stories separated by end-of-text),
 ``tokenizer.json``, ``{heldout,validation,calibration}.txt.gz`` (whole stories, none of which is in
@@ -22,12 +23,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from tokenizers import Tokenizer
 from torch import Tensor
 
 import stories15m
 from quant_dllm.models.backbone import Backbone, Rotary
 from stories15m import BEGIN_OF_STORY, END, FIRST_BYTE, FIRST_PIECE
 
+KEPT = 96  # tokens of a full window that start the next one
 SPLITS = {"heldout": 1_000, "validation": 1_000, "calibration": 8_000}  # stories
 
 
@@ -74,26 +77,31 @@ def choose(logits: Tensor, top_p: float, dice: torch.Generator) -> Tensor:
 
 
 @torch.inference_mode()
-def sample(sampler: Sampler, tokens: int, top_p: float, dice: torch.Generator) -> Tensor:
-    """Sample streams [streams, length] of at least ``tokens`` tokens, as rows of ``keep``."""
+def sample(sampler: Sampler, tokens: int, top_p: float, seed: int, path: Path) -> Tensor:
+    """Sample streams [streams, length] of at least ``tokens`` tokens, as rows of ``keep``.
+
+    What is sampled is kept at ``path``, window by window.
+    """
     streams, window = sampler.cache[0][0].shape[0], sampler.model.config.context
     device = sampler.keep.device
-    begin = int((sampler.keep == BEGIN_OF_STORY).nonzero())
-    text = [torch.full((streams, 1), begin, device=device)]
-    began, length = time.monotonic(), 1
-    while length * streams < tokens:
-        recent = torch.cat(text, 1)[:, -window // 2 :] if length > 1 else text[0]
-        new, at = recent, 0
+    text = torch.full((streams, 1), int((sampler.keep == BEGIN_OF_STORY).nonzero()), device=device)
+    if path.exists():
+        text = torch.load(path, map_location=device)
+    began, before = time.monotonic(), text.numel()
+    while text.numel() < tokens:
+        dice = torch.Generator(device).manual_seed(seed << 32 | text.shape[1])
+        new, at, found = text[:, -KEPT:], 0, [text]
         while at + new.shape[1] < window:
             logits = sampler.step(new, at)
             at += new.shape[1]
             new = choose(logits, top_p, dice)
-            text.append(new)
-        text = [torch.cat(text, 1)]
-        length = text[0].shape[1]
-        rate = length * streams / (time.monotonic() - began)
-        print(f"{length * streams / 1e6:8.2f} M tokens  {rate:10.0f} tokens/s", flush=True)
-    return text[0].to(torch.int16 if len(sampler.keep) < 2**15 else torch.int32).cpu()
+            found.append(new)
+        text = torch.cat(found, 1)
+        torch.save(text, path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
+        rate = (text.numel() - before) / (time.monotonic() - began)
+        print(f"{path.stem}: {text.numel() / 1e6:.2f} M tokens, {rate:.0f} tokens/s", flush=True)
+    return text.to(torch.int32).cpu()
 
 
 def find_vocabulary(streams: Tensor, pieces: list[bytes], size: int) -> list[int]:
@@ -135,42 +143,56 @@ def write_splits(out: Path, stories: list[Tensor], tokenizer) -> dict[str, int]:
     return counts | {"train": len(train), "train_tokens": len(tokens)}
 
 
+def choose_vocabulary(args: argparse.Namespace) -> None:
+    """Write ``tokenizer.json`` and ``kept_ids.pt``: row of tiny's embedding → stories15M's."""
+    pieces, model = stories15m.read_pieces(), stories15m.read_model()
+    scout = Sampler(model, torch.arange(len(pieces)), min(args.streams, 4096), args.device)
+    path = args.out / "scout.pt"
+    seen = sample(scout, int(args.scout), args.top_p, args.seed, path)
+    ids = find_vocabulary(seen, pieces, args.vocabulary)
+    stories15m.build_tokenizer(ids, pieces).save(str(args.out / "tokenizer.json"))
+    keep = torch.tensor([0, BEGIN_OF_STORY, *range(FIRST_BYTE, FIRST_PIECE), *ids])
+    covered = torch.isin(seen, keep).float().mean().item()
+    print(f"{len(keep)} pieces hold {covered:.2%} of the first {seen.numel()} tokens", flush=True)
+    torch.save(keep, args.out / "kept_ids.pt")
+
+
+def work(worker: int, args: argparse.Namespace) -> None:
+    """Sample one worker's share of the streams."""
+    if args.workers > 1:
+        torch.set_num_threads(1)
+    keep = torch.load(args.out / "kept_ids.pt")
+    streams = args.streams // args.workers
+    sampler = Sampler(stories15m.read_model(), keep, streams, args.device)
+    share, path = int(args.tokens) // args.workers, args.out / f"streams-{worker}.pt"
+    sample(sampler, share, args.top_p, args.seed + 1 + worker, path)
+
+
 def main() -> None:
     """Sample twice: to find the vocabulary, then within it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tokens", type=float, default=12e6)
-    parser.add_argument("--scout", type=float, default=1e6, help="tokens to find the vocabulary by")
+    parser.add_argument("--scout", type=float, default=4e5, help="tokens to find the vocabulary by")
     parser.add_argument("--vocabulary", type=int, default=4096)
     parser.add_argument("--top-p", type=float, default=0.95)
     parser.add_argument("--streams", type=int, default=256)
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "data")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
-    pieces, model = stories15m.read_pieces(), stories15m.read_model()
-    dice = torch.Generator(args.device).manual_seed(args.seed)
-
-    everything = torch.arange(len(pieces))
-    scout = Sampler(model, everything, min(args.streams, 4096), args.device)
-    seen = sample(scout, int(args.scout), args.top_p, dice)
-    del scout
-    ids = find_vocabulary(seen, pieces, args.vocabulary)
-    tokenizer = stories15m.build_tokenizer(ids, pieces)
-    tokenizer.save(str(args.out / "tokenizer.json"))
-    keep = torch.tensor([0, BEGIN_OF_STORY, *range(FIRST_BYTE, FIRST_PIECE), *ids])
-    covered = torch.isin(seen, keep).float().mean().item()
-    print(f"{len(keep)} pieces hold {covered:.2%} of the first {seen.numel()} tokens", flush=True)
-
-    torch.save(keep, args.out / "kept_ids.pt")  # row of tiny's embedding → row of stories15M's
-    streams = sample(
-        Sampler(model, keep, args.streams, args.device), int(args.tokens), args.top_p, dice
-    )
-    counts = write_splits(args.out, split_stories(streams, end=1), tokenizer)
+    if not (args.out / "kept_ids.pt").exists():
+        choose_vocabulary(args)
+    torch.multiprocessing.spawn(work, (args,), nprocs=args.workers)
+    tokenizer = Tokenizer.from_file(str(args.out / "tokenizer.json"))
+    stories = []
+    for worker in range(args.workers):
+        streams = torch.load(args.out / f"streams-{worker}.pt", map_location="cpu")
+        stories += split_stories(streams.to(torch.int16), end=1)
+    counts = write_splits(args.out, stories, tokenizer)
     record = {"what": "corpus", "source": "stories15M", "top_p": args.top_p, "seed": args.seed,
-              "vocabulary": len(keep) + 1, "coverage": covered, "device": args.device,
-              "seconds": round(time.monotonic() - began), **counts}  # fmt: skip
+              "vocabulary": tokenizer.get_vocab_size(), **counts}  # fmt: skip
     (args.out / "corpus.json").write_text(json.dumps(record, indent=1))
     print(json.dumps(record))
 

@@ -18,20 +18,21 @@ class QuantLinear(nn.Module):
 
     bias: nn.Parameter | None
 
-    def __init__(self, weight: QuantizedWeight, bias: Tensor | None = None):
+    def __init__(
+        self, kind: str, tensors: dict[str, Tensor], layout: dict[str, Any], bias: Tensor | None
+    ):
+        """Build the layer from what a checkpoint holds of it; meta tensors will do."""
         super().__init__()
-        self.kind = type(weight)
-        self.layout: dict[str, Any] = weight.layout()
-        for name, tensor in weight.tensors().items():
-            self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
+        self.kind: type[QuantizedWeight] = WEIGHTS.get(kind)
+        self.layout = layout
+        for name in self.kind.names:
+            self.register_parameter(name, nn.Parameter(tensors[name], requires_grad=False))
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
 
     @classmethod
-    def of(
-        cls, kind: str, tensors: dict[str, Tensor], layout: dict[str, Any], bias: Tensor | None
-    ) -> "QuantLinear":
-        """Build the layer from what a checkpoint holds of it; meta tensors will do."""
-        return cls(WEIGHTS.get(kind)(**tensors, **layout), bias)
+    def of(cls, weight: QuantizedWeight, bias: Tensor | None = None) -> "QuantLinear":
+        """Wrap a weight that a quantizer returned."""
+        return cls(weight.kind, weight.tensors(), weight.layout(), bias)
 
     @property
     def weight(self) -> QuantizedWeight:

@@ -1,11 +1,12 @@
 """How long work tells its progress: by an iterable that the caller may watch."""
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 T = TypeVar("T")
 
 
+@runtime_checkable
 class Track(Protocol):
     """Pass ``items`` on, ``total`` of them, and show how far they are."""
 

@@ -91,20 +91,15 @@ class Folder:
 
     def tensor(self, name: str) -> Tensor:
         """Read one tensor."""
-        if name not in self._homes:
-            raise ModelError(
-                f"{self.path} has no tensor {name}; it is incomplete or of another architecture. "
-                "Copy or download it again."
-            )
-        return self._homes[name].get_tensor(name)
+        return self._home(name).get_tensor(name)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Read one tensor's shape without its data."""
-        return tuple(self._homes[name].get_slice(name).get_shape())
+        return tuple(self._home(name).get_slice(name).get_shape())
 
     def dtype(self, name: str) -> torch.dtype:
         """Read one tensor's type without its data."""
-        return DTYPES[self._homes[name].get_slice(name).get_dtype()]
+        return DTYPES[self._home(name).get_slice(name).get_dtype()]
 
     @property
     def weight_bytes(self) -> int:
@@ -115,6 +110,14 @@ class Folder:
     def total_bytes(self) -> int:
         """Count the bytes of every file of the folder."""
         return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+
+    def _home(self, name: str) -> Any:
+        if name not in self._homes:
+            raise ModelError(
+                f"{self.path} has no tensor {name}; it is incomplete or of another architecture. "
+                "Copy or download it again."
+            )
+        return self._homes[name]
 
     def _json(self, name: str) -> dict[str, Any]:
         path = self.path / name

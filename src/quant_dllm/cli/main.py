@@ -30,10 +30,21 @@ for _verb in VERBS.values():
     app.command()(_verb)
 
 
+def _version(wanted: bool | None) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"quant-dllm {version('quant-dllm')}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every layer.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[
+        bool | None,
+        typer.Option("--version", help="Print the version.", callback=_version, is_eager=True),
+    ] = None,
 ) -> None:
     """Two-bit quantization of masked diffusion language models."""
     handler = logging.StreamHandler()
@@ -41,11 +52,6 @@ def options(
     root = logging.getLogger("quant_dllm")
     root.handlers, root.propagate = [handler], False
     root.setLevel(logging.DEBUG if verbose else logging.INFO)
-    if version:
-        from importlib.metadata import version as installed
-
-        print(f"quant-dllm {installed('quant-dllm')}")
-        raise typer.Exit
 
 
 def main(argv: list[str] | None = None) -> int:

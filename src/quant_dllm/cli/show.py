@@ -37,7 +37,7 @@ def print_facts(facts: dict[str, str]) -> None:
         print(f"{name:<{width}}  {value}")
 
 
-def size(count: float | None) -> str:
+def size(count: int | float | None) -> str:
     """Format bytes."""
     if count is None:
         return "not known"

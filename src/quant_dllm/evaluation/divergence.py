@@ -4,18 +4,17 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from quant_dllm.evaluation.likelihood import BATCH_TOKENS
-from quant_dllm.models.model import DiffusionLM
+from quant_dllm.evaluation.likelihood import BATCH_TOKENS, Denoiser
 from quant_dllm.track import Track, silent
 
 
 @torch.no_grad()
 def _compare(
-    model: DiffusionLM, base: DiffusionLM, windows: Tensor, hidden: Tensor
+    model: Denoiser, base: Denoiser, windows: Tensor, hidden: Tensor
 ) -> Float[Tensor, "2 n"]:
     canvas = torch.where(hidden, model.mask_token_id, windows)
 
-    def log_p(m: DiffusionLM) -> Tensor:
+    def log_p(m: Denoiser) -> Tensor:
         logits = m.logits_at(canvas.to(m.device), hidden.to(m.device))
         return logits.float().log_softmax(-1).to(base.device)
 
@@ -28,8 +27,8 @@ def _compare(
 
 
 def divergence(
-    model: DiffusionLM,
-    base: DiffusionLM,
+    model: Denoiser,
+    base: Denoiser,
     windows: Int[Tensor, "n length"],
     hidden: Bool[Tensor, "n length"],
     track: Track = silent,

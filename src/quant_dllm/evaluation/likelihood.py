@@ -10,21 +10,40 @@ Reference: Nie et al., "Large Language Diffusion Models", arXiv:2502.09992, equa
 """
 
 import math
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from quant_dllm.models.model import DiffusionLM
 from quant_dllm.track import Track, silent
 
 BATCH_TOKENS = 4096
 
 
+@runtime_checkable
+class Denoiser(Protocol):
+    """What measuring needs of a model."""
+
+    @property
+    def mask_token_id(self) -> int:
+        """Say which token is the mask."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Say where it is."""
+        ...
+
+    def logits_at(self, input_ids: Tensor, where: Tensor) -> Tensor:
+        """Score the marked positions [batch, length] of a canvas, row after row."""
+        ...
+
+
 @torch.no_grad()
 def hidden_cross_entropy(
-    model: DiffusionLM, windows: Int[Tensor, "n length"], hidden: Bool[Tensor, "n length"]
+    model: Denoiser, windows: Int[Tensor, "n length"], hidden: Bool[Tensor, "n length"]
 ) -> Float[Tensor, " n"]:
     """Return each window's mean cross-entropy over its hidden tokens, nats."""
     canvas = torch.where(hidden, model.mask_token_id, windows).to(model.device)
@@ -35,7 +54,7 @@ def hidden_cross_entropy(
 
 
 def nelbo(
-    model: DiffusionLM,
+    model: Denoiser,
     windows: Int[Tensor, "n length"],
     hidden: Bool[Tensor, "n draws length"],
     track: Track = silent,

@@ -9,7 +9,7 @@ Reference: Nie et al., "Large Language Diffusion Models", arXiv:2502.09992, sect
 """
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -18,6 +18,7 @@ from torch import Tensor
 from quant_dllm.errors import RequestError
 
 
+@runtime_checkable
 class Denoiser(Protocol):
     """What the sampler needs of a model: logits at some positions of a canvas."""
 

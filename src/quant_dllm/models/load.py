@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from quant_dllm.errors import CheckpointError, ModelError, RequestError
+from quant_dllm.errors import CheckpointError, RequestError
 from quant_dllm.linear import QuantLinear
 from quant_dllm.models.backbone import Backbone
-from quant_dllm.models.model import DiffusionLM
+from quant_dllm.models.model import DiffusionLM, resolve_mask_token
 from quant_dllm.models.source import Source, open_model
 from quant_dllm.weights.base import WEIGHTS
 
@@ -39,11 +39,13 @@ def load(
     target = usable_device(device)
     backbone = empty_backbone(source)
     kind = dtype or default_dtype(target)
+    source.check(backbone)
     for name in backbone.state_dict():
         _place(backbone, name, source.tensor(name), target, kind)
-    _check(source, backbone)
-    loaded = DiffusionLM(source, backbone, mask_token_id).eval()
-    return loaded.requires_grad_(False)
+    assert not any(p.is_meta for p in backbone.parameters()), "every tensor was placed"
+    if mask_token_id is not None:
+        mask_token_id = resolve_mask_token(source, mask_token_id, None)
+    return DiffusionLM(source, backbone, mask_token_id).eval()
 
 
 def usable_device(device: str | torch.device) -> torch.device:
@@ -68,10 +70,10 @@ def default_dtype(device: torch.device) -> torch.dtype:
 
 def empty_backbone(source: Source) -> Backbone:
     """Build the network on the meta device, packed where the folder is packed."""
-    with torch.device("meta"):
-        backbone = Backbone(source.config)
-        for slot, layout in source.packed_layers.items():
-            bias = getattr(backbone.get_submodule(slot), "bias", None)
+    backbone = source.empty()
+    for slot, layout in source.packed_layers.items():
+        bias = getattr(backbone.get_submodule(slot), "bias", None)
+        with torch.device("meta"):
             backbone.set_submodule(slot, _empty_layer(source, slot, dict(layout), bias))
     return backbone
 
@@ -88,7 +90,7 @@ def _empty_layer(source: Source, slot: str, layout: dict, bias: Tensor | None) -
         name: torch.empty(source.folder.shape(full), dtype=source.folder.dtype(full))
         for name, full in names.items()
     }
-    return QuantLinear.of(kind, tensors, layout, bias)
+    return QuantLinear(kind, tensors, layout, bias)
 
 
 def _place(
@@ -97,24 +99,6 @@ def _place(
     """Put one tensor where it belongs; floats of layers that are not packed take ``dtype``."""
     slot, _, leaf = name.rpartition(".")
     module = backbone.get_submodule(slot)
-    wanted = getattr(module, leaf)
-    if tuple(tensor.shape) != tuple(wanted.shape):
-        raise ModelError(
-            f"{name} has shape {list(tensor.shape)}; config.json wants {list(wanted.shape)}. "
-            "The weights and the configuration do not belong together."
-        )
     packed = isinstance(module, QuantLinear) and leaf in module.kind.names
     moved = tensor.to(device) if packed else tensor.to(device, dtype)
     setattr(module, leaf, nn.Parameter(moved, requires_grad=False))
-
-
-def _check(source: Source, backbone: Backbone) -> None:
-    """Refuse a network with a hole in it, or a file with tensors that nobody claimed."""
-    assert not any(p.is_meta for p in backbone.parameters()), "every tensor was placed"
-    claimed = {source.family.upstream(name) for name in backbone.state_dict()}
-    extra = sorted(source.folder.tensor_names - claimed)
-    if extra:
-        raise ModelError(
-            f"{source.folder.path} holds tensors that a {source.family.name} model does not have: "
-            f"{', '.join(extra[:3])}{' …' if len(extra) > 3 else ''}. It is another architecture."
-        )

@@ -52,10 +52,12 @@ class DiffusionLM(nn.Module):
         """Load the tokenizer of the folder; ``None`` where there is none."""
         return load_tokenizer(self.source)
 
-    @cached_property
+    @property
     def mask_token_id(self) -> int:
-        """Resolve the mask token, see `resolve_mask_token`."""
-        return resolve_mask_token(self.source, self._mask_token_id, self.tokenizer)
+        """Resolve the mask token when it is first asked for, see `resolve_mask_token`."""
+        if self._mask_token_id is None:
+            self._mask_token_id = resolve_mask_token(self.source, None, self.tokenizer)
+        return self._mask_token_id
 
     def forward(
         self, input_ids: Int[Tensor, "batch length"], positions: slice | Tensor | None = None
@@ -71,9 +73,7 @@ class DiffusionLM(nn.Module):
         """Count bits a weight: codes, all that packed layers store, and the weight files."""
         layers = [layer.weight for layer in self.packed()]
         sizes = [w.out_features * w.in_features for w in layers]
-        with torch.device("meta"):
-            parameters = sum(p.numel() for p in Backbone(self.source.config).parameters())
-        file = 8 * self.source.folder.weight_bytes / parameters
+        file = 8 * self.source.folder.weight_bytes / self.source.parameters()
         if not layers:
             return Bits(code=file, stored=file, file=file)
         return Bits.average(

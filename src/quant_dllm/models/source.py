@@ -5,11 +5,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from quant_dllm.checkpoint.folder import METHOD, Folder
 from quant_dllm.errors import ModelError, hint
-from quant_dllm.models.backbone import STAGES, Backbone, BackboneConfig
+from quant_dllm.models.backbone import Backbone, BackboneConfig
 from quant_dllm.models.family import ModelFamily
 from quant_dllm.registry import Registry
 
@@ -49,13 +50,46 @@ class Source:
         linears = (slot for slot in self.slots(nn.Linear) if self.upstream(slot) in layers)
         return {slot: layers[self.upstream(slot)] for slot in linears}
 
+    def check(self, backbone: Backbone) -> None:
+        """Hold the weight files' names and shapes against a network, before any is read.
+
+        Args:
+            backbone: The network, on any device, packed where the folder is packed.
+
+        Raises:
+            ModelError: A tensor is missing, of another shape, or claimed by nobody.
+        """
+        claimed = set()
+        for name, wanted in backbone.state_dict().items():
+            upstream = self.family.upstream(name)
+            claimed.add(upstream)
+            found = self.folder.shape(upstream)
+            if found != tuple(wanted.shape):
+                raise ModelError(
+                    f"{upstream} of {self.folder.path} has shape {list(found)}; config.json wants "
+                    f"{list(wanted.shape)}. The two do not belong together: download both again."
+                )
+        extra = sorted(self.folder.tensor_names - claimed)
+        if extra:
+            raise ModelError(
+                f"{self.folder.path} holds tensors that a {self.family.name} model does not have: "
+                f"{', '.join(extra[:3])}{' …' if len(extra) > 3 else ''}. "
+                "It is of another architecture."
+            )
+
+    def empty(self) -> Backbone:
+        """Build the 16-bit network on the meta device."""
+        with torch.device("meta"):
+            return Backbone(self.config)
+
     def slots(self, kind: type[nn.Module]) -> list[str]:
         """List the modules of the backbone that are of a kind, in order."""
-        import torch
-
-        with torch.device("meta"):
-            modules = Backbone(self.config).named_modules()
+        modules = self.empty().named_modules()
         return [name for name, module in modules if isinstance(module, kind)]
+
+    def parameters(self) -> int:
+        """Count the weights of the 16-bit model."""
+        return sum(p.numel() for p in self.empty().parameters())
 
     def upstream(self, slot: str) -> str:
         """Translate a module of the backbone to upstream's name."""
@@ -64,11 +98,6 @@ class Source:
     def tensor(self, name: str) -> Tensor:
         """Read one tensor by its name in the backbone."""
         return self.folder.tensor(self.family.upstream(name))
-
-
-def block_linears(block: int) -> list[str]:
-    """List the linear layers of one block, by their slots in the backbone."""
-    return [f"blocks.{block}.{name}" for stage in STAGES for name in stage]
 
 
 def locate(model: str | Path) -> Path:

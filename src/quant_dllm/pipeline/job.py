@@ -13,7 +13,6 @@ from quant_dllm.calibration.base import Calibration
 from quant_dllm.calibration.corpus import fingerprint, token_windows
 from quant_dllm.checkpoint.writer import refuse_existing
 from quant_dllm.errors import ModelError, RequestError, TextError
-from quant_dllm.models.backbone import Backbone
 from quant_dllm.models.bundled import bundled_text
 from quant_dllm.models.load import default_dtype, usable_device
 from quant_dllm.models.model import load_tokenizer, resolve_mask_token
@@ -68,6 +67,7 @@ class Job:
                 f"{model} is quantized already (quantization_config in its config.json). "
                 "Quantize the 16-bit model that it was made from."
             )
+        source.check(source.empty())
         tokenizer = load_tokenizer(source)
         mask = resolve_mask_token(source, mask_token_id, tokenizer)
         windows = None
@@ -100,11 +100,6 @@ class Job:
     def digest(self) -> str:
         """Hash all weights read so far."""
         return self._hash.hexdigest()[:16]
-
-    def parameters(self) -> int:
-        """Count the weights of the 16-bit model."""
-        with torch.device("meta"):
-            return sum(p.numel() for p in Backbone(self.source.config).parameters())
 
     def calibrated_on(self) -> dict[str, Any] | None:
         """Say which text the model was shown; ``None`` where the recipe looks at none."""

@@ -83,7 +83,7 @@ def quantize(
         for pattern in COPIED:
             for file in job.source.folder.path.glob(pattern):
                 writer.add_file(file.name, file.read_bytes())
-        parameters = job.parameters()
+        parameters = job.source.parameters()
         record = RunRecord(
             format_version=FORMAT_VERSION,
             recipe=chosen.to_dict(),

@@ -41,10 +41,8 @@ class LayerStatistics:
         return cls(torch.zeros(in_features, in_features, device=device), damping)
 
     @classmethod
-    def gather(
-        cls, batches: Iterable[Float[Tensor, "*batch in"]], damping: float
-    ) -> "LayerStatistics":
-        """Account for batches of inputs, at least one."""
+    def gather(cls, batches: Iterable[Tensor], damping: float) -> "LayerStatistics":
+        """Account for batches [*, in] of inputs, at least one."""
         stats = None
         for x in batches:
             stats = stats or cls.zeros(x.shape[-1], damping, x.device)
