@@ -137,10 +137,10 @@ class Recipe:
     def override(self, settings: dict[str, Any]) -> "Recipe":
         """Change fields by path: ``{"precision.ratio": 0.1, "quantizer": "gptq"}``.
 
-        Naming a part by itself replaces it, with its defaults.
+        Naming a part by itself replaces it, with its defaults, before any field is changed.
         """
         recipe = self
-        for path, value in settings.items():
+        for path, value in sorted(settings.items(), key=lambda item: "." in item[0]):
             part, _, key = path.partition(".")
             if part not in PARTS or (key == "" and not isinstance(value, str)):
                 raise RecipeError(

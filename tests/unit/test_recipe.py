@@ -48,7 +48,7 @@ def test_the_paper_recipe_is_the_column_of_method_md():
 
 def test_overrides_change_one_field_or_one_part():
     recipe = Recipe.load("quant-dllm-2bit").override(
-        {"precision.ratio": 0.1, "quantizer": "gptq", "quantizer.search": True}
+        {"precision.ratio": 0.1, "quantizer.search": True, "quantizer": "gptq"}
     )
     built = recipe.to_dict()
     assert built["precision"]["ratio"] == 0.1

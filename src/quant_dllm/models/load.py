@@ -1,5 +1,7 @@
 """Load a model: full precision or packed, straight onto its device, never both at once."""
 
+import logging
+import time
 from pathlib import Path
 
 import torch
@@ -7,10 +9,13 @@ from torch import Tensor, nn
 
 from quant_dllm.errors import CheckpointError, RequestError
 from quant_dllm.linear import QuantLinear
+from quant_dllm.memory import PeakMemory
 from quant_dllm.models.backbone import Backbone
 from quant_dllm.models.model import DiffusionLM, resolve_mask_token
 from quant_dllm.models.source import Source, open_model
 from quant_dllm.weights.base import WEIGHTS
+
+logger = logging.getLogger(__name__)
 
 
 def load(
@@ -35,6 +40,7 @@ def load(
         ModelError: Missing or damaged files, an architecture that we do not know.
         CheckpointError: A packed checkpoint of a later format, or one that lacks tensors.
     """
+    began, peak = time.monotonic(), PeakMemory()
     source = open_model(model)
     target = usable_device(device)
     backbone = empty_backbone(source)
@@ -45,6 +51,11 @@ def load(
     assert not any(p.is_meta for p in backbone.parameters()), "every tensor was placed"
     if mask_token_id is not None:
         mask_token_id = resolve_mask_token(source, mask_token_id, None)
+    logger.info(
+        "loaded %s: %.1f MB of weights in %.2f s, peak memory %.0f MB",
+        source.name, source.folder.weight_bytes / 1e6, time.monotonic() - began,
+        (peak.process or 0) / 1e6,
+    )  # fmt: skip
     return DiffusionLM(source, backbone, mask_token_id).eval()
 
 
