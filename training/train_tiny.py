@@ -5,7 +5,8 @@ diffusion bound: of a window of L tokens l are hidden, l stratified over 1 … L
 the cross-entropy of the hidden tokens is weighted by 1/t = L/l. AdamW, linear warm-up and decay,
 an exponential average of the weights is what is kept.
 
-    python training/train_tiny.py [--minutes 180] [--device cuda]
+    python training/train_tiny.py [--minutes 300]
+    python training/train_tiny.py --minutes 7 --device cuda --workers 1 --batch 256 --micro 256
 
 Reads ``training/data`` (see `sample_corpus.py`), keeps its state in ``training/runs`` and goes on
 from it when it is started again, writes the model folder, and a record of the loss curve.
@@ -15,14 +16,15 @@ Nie et al., "Large Language Diffusion Models", arXiv:2502.09992.
 """
 
 import argparse
+import copy
 import gzip
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
@@ -47,23 +49,23 @@ def initial(kept_ids: Tensor) -> Backbone:
     return model
 
 
-def hide(windows: Tensor, mask_id: int, dice: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Hide l tokens of each window, l stratified over 1 … L; return canvas, hidden, t = l/L."""
+def hide(windows: Tensor, dice: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Hide l tokens of each window, l stratified over 1 … L; return what is hidden, and t = l/L."""
     batch, length = windows.shape
     even = torch.arange(batch, device=windows.device)
     shift = torch.rand((), generator=dice, device=windows.device)
     count = ((shift + even / batch) % 1.0 * length).floor() + 1
     order = torch.rand(windows.shape, generator=dice, device=windows.device).argsort(1)
-    hidden = order < count[:, None]
-    return torch.where(hidden, mask_id, windows), hidden, count / length
+    return order < count[:, None], count / length
 
 
-def bound(model: Backbone, windows: Tensor, canvas: Tensor, hidden: Tensor, t: Tensor) -> Tensor:
+def bound(model: Backbone, windows: Tensor, hidden: Tensor, t: Tensor) -> Tensor:
     """Estimate the bound on the negative log-likelihood, nats a token."""
-    loss = F.cross_entropy(
-        model(canvas).float().flatten(0, 1), windows.flatten(), reduction="none"
-    ).view_as(windows)
-    return ((loss * hidden).sum(1) / t).mean() / windows.shape[1]
+    canvas = torch.where(hidden, model.config.vocab - 1, windows)
+    logits = model.head(model.norm(model.hidden(canvas)[hidden]))
+    loss = F.cross_entropy(logits.float(), windows[hidden], reduction="none")
+    weight = (1 / t)[:, None].expand(windows.shape)[hidden]
+    return (loss * weight).sum() / windows.numel()
 
 
 class Corpus:
@@ -84,8 +86,8 @@ class Corpus:
         return self.tokens[begin[:, None] + torch.arange(length, device=device)].long()
 
 
-def heldout_windows(data: Path, length: int) -> Tensor:
-    """Lay the held-out stories end to end and cut them into windows."""
+def validation_windows(data: Path, length: int) -> Tensor:
+    """Lay the validation stories end to end and cut them into windows."""
     tokenizer = Tokenizer.from_file(str(data / "tokenizer.json"))
     stories = gzip.decompress((data / "validation.txt.gz").read_bytes()).decode().split(END)
     encoded = tokenizer.encode_batch([story.strip() for story in stories if story.strip()])
@@ -94,17 +96,120 @@ def heldout_windows(data: Path, length: int) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(model: Backbone, windows: Tensor, mask_id: int, autocast) -> float:
-    """Estimate the bound on held-out windows, the same masks at every call."""
+def evaluate(model: Backbone, windows: Tensor) -> float:
+    """Estimate the bound on windows, the same masks at every call."""
     dice = torch.Generator(windows.device).manual_seed(0)
-    with autocast:
-        return sum(bound(model, part, *hide(part, mask_id, dice)).item() * len(part)
-                   for part in windows.split(64)) / len(windows)  # fmt: skip
+    parts = windows.split(32)
+    total = sum(bound(model, part, *hide(part, dice)).item() * len(part) for part in parts)
+    return total / len(windows)
 
 
 def rate(progress: float, peak: float) -> float:
     """Warm up over 2 % of the run, fall linearly to zero from 30 % on."""
     return peak * min(1.0, progress / 0.02, (1.0 - progress) / 0.7)
+
+
+class Trainer:
+    """One of ``workers`` processes; each computes its share of every step's gradient."""
+
+    def __init__(self, worker: int, args: argparse.Namespace):
+        self.worker, self.args, self.lead = worker, args, worker == 0
+        self.corpus = Corpus(args.data / "train.bin", args.device)
+        self.model = initial(torch.load(args.data / "kept_ids.pt")).to(args.device)
+        self.average = copy.deepcopy(self.model)
+        deep = [p for p in self.model.parameters() if p.ndim >= 2]
+        flat = [p for p in self.model.parameters() if p.ndim < 2]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": deep, "weight_decay": 0.05}, {"params": flat, "weight_decay": 0.0}],
+            lr=args.peak, betas=(0.9, 0.98), fused=args.device == "cuda",
+        )  # fmt: skip
+        self.run = torch.compile(bound) if args.compile else bound
+        self.step, self.spent, self.tokens, self.curve = 0, 0.0, 0, []
+
+    def keep(self) -> None:
+        """Save the state: write beside, then rename."""
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+                 "average": self.average.state_dict(), "step": self.step, "spent": self.spent,
+                 "tokens": self.tokens, "curve": self.curve}  # fmt: skip
+        beside = self.args.state.with_suffix(".part")
+        torch.save(state, beside)
+        beside.replace(self.args.state)
+
+    def resume(self) -> None:
+        """Go on from a saved state, if there is one."""
+        if not self.args.state.exists():
+            return
+        state = torch.load(self.args.state, map_location=self.args.device)
+        for name in ("model", "optimizer", "average"):
+            getattr(self, name).load_state_dict(state[name])
+        for name in ("step", "spent", "tokens", "curve"):
+            setattr(self, name, state[name])
+        if self.lead:
+            print(f"going on from step {self.step}, {self.spent / 60:.1f} minutes", flush=True)
+
+    def gradient(self) -> float:
+        """Add up the gradient of one step; every fourth step has shorter windows."""
+        args = self.args
+        length = args.length if self.step % 4 else args.length // 2
+        seed = ((args.seed * args.workers + self.worker) << 32) | self.step
+        dice = torch.Generator(args.device).manual_seed(seed)
+        count = args.batch * args.length // length // args.workers
+        parts = self.corpus.windows(count, length, dice).split(args.micro * args.length // length)
+        total = 0.0
+        for part in parts:
+            with torch.autocast(args.device, torch.bfloat16, enabled=args.bfloat16):
+                loss = self.run(self.model, part, *hide(part, dice)) / len(parts)
+            loss.backward()
+            total += loss.item()
+        self.tokens += args.batch * args.length
+        if args.workers > 1:
+            flat = torch.cat([p.grad.flatten() for p in self.model.parameters()])
+            dist.all_reduce(flat)
+            torch.nn.utils.vector_to_parameters(
+                flat / args.workers, [p.grad for p in self.model.parameters()]
+            )
+        return total
+
+    def update(self, progress: float) -> None:
+        """Take one step and move the average after it."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate(progress, self.args.peak)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=False)
+        self.step += 1
+        follow = max(0.001, 1 / self.step)
+        with torch.no_grad():
+            torch._foreach_lerp_(
+                list(self.average.parameters()), list(self.model.parameters()), follow
+            )
+
+    def progress(self) -> float:
+        """Return the share of the time that is spent, the same in every worker."""
+        share = torch.tensor([self.spent / (self.args.minutes * 60)])
+        if self.args.workers > 1:
+            dist.broadcast(share, 0)
+        return share.item()
+
+    def train(self) -> None:
+        """Train until the time is spent."""
+        held = validation_windows(self.args.data, self.args.length)[:128].to(self.args.device)
+        began, saved = time.monotonic() - self.spent, self.spent
+        while (progress := self.progress()) < 1.0:
+            loss = self.gradient()
+            self.update(progress)
+            self.spent = time.monotonic() - began
+            if self.lead and (
+                self.step in (1, 100) or self.spent - saved > self.args.minutes * 1.5
+            ):
+                saved = self.spent
+                point = {"step": self.step, "tokens": self.tokens,
+                         "minutes": round(self.spent / 60, 2), "train": round(loss, 4),
+                         "validation": round(evaluate(self.average, held), 4)}  # fmt: skip
+                self.curve.append(point)
+                print(json.dumps(point), flush=True)
+                self.keep()
+                save_model(self.args.out, self.average, self.args.data)
 
 
 def save_model(out: Path, model: Backbone, data: Path) -> None:
@@ -135,23 +240,42 @@ def save_model(out: Path, model: Backbone, data: Path) -> None:
     (out / "tokenizer_config.json").write_text(json.dumps(words, indent=2) + "\n")
 
 
-def batches(corpus: Corpus, args, step: int) -> Iterator[Tensor]:
-    """Draw the windows of one step in parts; every fourth step has shorter windows."""
-    device = corpus.tokens.device
-    dice = torch.Generator(device).manual_seed(args.seed << 32 | step)
-    length = args.length if step % 4 else args.length // 2
-    count = args.batch * args.length // length
-    yield from corpus.windows(count, length, dice).split(args.micro * args.length // length)
+def work(worker: int, args: argparse.Namespace) -> None:
+    """Run one process."""
+    torch.set_float32_matmul_precision("high")
+    if args.workers > 1:
+        torch.set_num_threads(1)
+        store = args.state.with_suffix(".store").absolute().as_uri()
+        dist.init_process_group("gloo", store, rank=worker, world_size=args.workers)
+    trainer = Trainer(worker, args)
+    trainer.resume()
+    trainer.train()
+    if not trainer.lead:
+        return
+    trainer.keep()
+    save_model(args.out, trainer.average, args.data)
+    held = validation_windows(args.data, args.length)[:512].to(args.device)
+    result = round(evaluate(trainer.average, held), 4)
+    record = {"what": "train_tiny", "nelbo_nats_per_token": result,
+              "steps": trainer.step, "tokens": trainer.tokens,
+              "minutes": round(trainer.spent / 60, 2), "device": args.device,
+              "workers": args.workers,
+              "parameters": sum(p.numel() for p in trainer.model.parameters()),
+              "batch": args.batch, "length": args.length, "peak_rate": args.peak,
+              "seed": args.seed, "curve": trainer.curve}  # fmt: skip
+    (args.out.parent / "train_tiny.json").write_text(json.dumps(record) + "\n")
+    print(json.dumps({k: v for k, v in record.items() if k != "curve"}))
 
 
 def main() -> None:
     """Train, or go on training."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--minutes", type=float, default=180, help="length of the whole run")
-    parser.add_argument("--batch", type=int, default=32, help="windows a step")
-    parser.add_argument("--micro", type=int, default=32, help="windows at once")
+    parser.add_argument("--minutes", type=float, default=300, help="length of the whole run")
+    parser.add_argument("--batch", type=int, default=16, help="windows a step")
+    parser.add_argument("--micro", type=int, default=8, help="windows at once")
     parser.add_argument("--length", type=int, default=256, help="tokens a window")
     parser.add_argument("--peak", type=float, default=1e-3, help="highest learning rate")
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--bfloat16", action="store_true", help="slow where it is not native")
     parser.add_argument("--compile", action="store_true")
@@ -160,87 +284,9 @@ def main() -> None:
     parser.add_argument("--state", type=Path, default=HERE / "runs" / "tiny.pt")
     parser.add_argument("--out", type=Path, default=HERE / "runs" / "tiny")
     args = parser.parse_args()
-
-    torch.set_float32_matmul_precision("high")
-    corpus = Corpus(args.data / "train.bin", args.device)
-    held = heldout_windows(args.data, args.length).to(args.device)
-    model = initial(torch.load(args.data / "kept_ids.pt")).to(args.device)
-    mask_id = model.config.vocab - 1
-    average = {name: p.detach().clone() for name, p in model.named_parameters()}
-    flat = [p for p in model.parameters() if p.ndim < 2]
-    deep = [p for p in model.parameters() if p.ndim >= 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": deep, "weight_decay": 0.05}, {"params": flat, "weight_decay": 0.0}],
-        lr=args.peak, betas=(0.9, 0.98), fused=args.device == "cuda",
-    )  # fmt: skip
-    step, spent, tokens, curve = 0, 0.0, 0, []
-    if args.state.exists():
-        kept = torch.load(args.state, map_location=args.device)
-        model.load_state_dict(kept["model"])
-        optimizer.load_state_dict(kept["optimizer"])
-        average, step, spent = kept["average"], kept["step"], kept["spent"]
-        tokens, curve = kept["tokens"], kept["curve"]
-        print(f"going on from step {step}, {spent / 60:.1f} minutes", flush=True)
-    run = torch.compile(bound, dynamic=False) if args.compile else bound
-    autocast = torch.autocast(args.device, torch.bfloat16, enabled=args.bfloat16)
-
-    def averaged() -> Backbone:
-        copy = Backbone(model.config).to(args.device)
-        copy.load_state_dict(average)
-        return copy
-
-    def keep() -> None:
-        """Save the state: write beside, then rename."""
-        args.state.parent.mkdir(parents=True, exist_ok=True)
-        beside = args.state.with_suffix(".part")
-        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                    "average": average, "step": step, "spent": spent, "tokens": tokens,
-                    "curve": curve}, beside)  # fmt: skip
-        beside.replace(args.state)
-
-    began, saved = time.monotonic() - spent, spent
-    while spent < args.minutes * 60:
-        progress = spent / (args.minutes * 60)
-        for group in optimizer.param_groups:
-            group["lr"] = rate(progress, args.peak) if step else 0.0
-        total = torch.zeros((), device=args.device)
-        dice = torch.Generator(args.device).manual_seed((args.seed + 1) << 32 | step)
-        parts = list(batches(corpus, args, step))
-        for part in parts:
-            with autocast:
-                loss = run(model, part, *hide(part, mask_id, dice)) / len(parts)
-            loss.backward()
-            total += loss.detach()
-            tokens += part.numel()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        step += 1
-        decay = min(0.999, 1 - 1 / step)
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.values()), list(model.parameters()), 1 - decay)
-        if step % 20 == 0:
-            total.item()  # let the device catch up, so that the clock tells the truth
-        spent = time.monotonic() - began
-        if step in (1, 100) or spent - saved > args.minutes * 60 / 40:
-            saved = spent
-            point = {"step": step, "tokens": tokens, "minutes": round(spent / 60, 3),
-                     "train": round(total.item(), 4), "heldout": round(
-                         evaluate(averaged(), held[:128], mask_id, autocast), 4)}  # fmt: skip
-            curve.append(point)
-            print(json.dumps(point), flush=True)
-            keep()
-    keep()
-    final = averaged()
-    save_model(args.out, final, args.data)
-    result = evaluate(final, held[:512], mask_id, torch.autocast(args.device, enabled=False))
-    record = {"what": "train_tiny", "nelbo_nats_per_token": round(result, 4), "steps": step,
-              "tokens": tokens, "minutes": round(spent / 60, 2), "device": args.device,
-              "parameters": sum(p.numel() for p in model.parameters()), "batch": args.batch,
-              "length": args.length, "peak_rate": args.peak, "seed": args.seed,
-              "curve": curve}  # fmt: skip
-    (args.out.parent / "train_tiny.json").write_text(json.dumps(record) + "\n")
-    print(json.dumps({k: v for k, v in record.items() if k != "curve"}))
+    args.state.parent.mkdir(parents=True, exist_ok=True)
+    args.state.with_suffix(".store").unlink(missing_ok=True)
+    torch.multiprocessing.spawn(work, (args,), nprocs=args.workers)
 
 
 if __name__ == "__main__":

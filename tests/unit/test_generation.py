@@ -1,7 +1,6 @@
 """The sampler on models whose logits are a known function."""
 
 from itertools import pairwise
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,14 +17,14 @@ class Known:
     def __init__(self, sure=lambda p: float(p)):
         self.calls, self.canvases, self.sure = 0, [], sure
 
-    def __call__(self, input_ids, positions):
+    def predict(self, input_ids, positions):
         self.calls += 1
         self.canvases.append((input_ids.clone(), positions))
         at = torch.arange(input_ids.shape[1])[positions]
         logits = torch.zeros(len(input_ids), len(at), VOCAB)
         for i, p in enumerate(at.tolist()):
             logits[:, i, p % MASK] = 1 + self.sure(p)
-        return SimpleNamespace(logits=logits)
+        return logits
 
 
 def run(model, **changes):
@@ -58,13 +57,14 @@ def test_the_whole_canvas_is_one_block():
 
 
 def test_the_mask_token_is_never_written():
-    def sure_of_mask(ids, positions):
-        logits = torch.zeros(1, positions.stop - positions.start, VOCAB)
-        logits[..., MASK] = 100.0
-        logits[..., 7] = 1.0
-        return SimpleNamespace(logits=logits)
+    class SureOfMask:
+        def predict(self, ids, positions):
+            logits = torch.zeros(1, positions.stop - positions.start, VOCAB)
+            logits[..., MASK] = 100.0
+            logits[..., 7] = 1.0
+            return logits
 
-    assert run(sure_of_mask)[-1][0, 3:].tolist() == [7] * 8
+    assert run(SureOfMask())[-1][0, 3:].tolist() == [7] * 8
 
 
 def test_a_seed_repeats_and_a_temperature_follows_the_distribution():

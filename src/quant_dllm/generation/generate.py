@@ -70,6 +70,11 @@ def generate(
         ModelError: The model has no tokenizer.
         QuantDLLMError: What `load` raises.
     """
+    if temperature < 0:
+        raise RequestError(f"temperature is {temperature}; 0 or more is wanted.")
+    block = block_length or (DEFAULT_BLOCK if length % DEFAULT_BLOCK == 0 else length)
+    count = steps or length
+    check_schedule(length, count, block)
     if not isinstance(model, DiffusionLM):
         model = load(model, device=device, mask_token_id=mask_token_id)
     if model.tokenizer is None:
@@ -77,11 +82,6 @@ def generate(
             f"{model.source.folder.path} has no tokenizer, so that no text can be written. "
             "Copy tokenizer.json beside the weights."
         )
-    if temperature < 0:
-        raise RequestError(f"temperature is {temperature}; 0 or more is wanted.")
-    block = block_length or (DEFAULT_BLOCK if length % DEFAULT_BLOCK == 0 else length)
-    count = steps or length
-    check_schedule(length, count, block)
     ids = model.tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
     context = model.source.config.context
     if ids.shape[1] + length > context:

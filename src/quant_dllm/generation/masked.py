@@ -9,7 +9,7 @@ Reference: Nie et al., "Large Language Diffusion Models", arXiv:2502.09992, sect
 """
 
 from collections.abc import Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -22,8 +22,8 @@ from quant_dllm.errors import RequestError
 class Denoiser(Protocol):
     """What the sampler needs of a model: logits at some positions of a canvas."""
 
-    def __call__(self, input_ids: Tensor, positions: slice) -> Any:
-        """Return an object with ``logits`` [batch, some, vocab]."""
+    def predict(self, input_ids: Tensor, positions: slice) -> Tensor:
+        """Score the tokens of some positions: logits [batch, some, vocab]."""
         ...
 
 
@@ -107,7 +107,7 @@ def denoise(
     for at in range(start, start + length, block_length):
         block = slice(at, at + block_length)
         for quota in quotas(block_length, steps * block_length // length):
-            logits = model(canvas, block).logits
+            logits = model.predict(canvas, block)
             logits[..., mask_token_id] = -torch.inf
             tokens, confidence = choose(logits, temperature, dice)
             confidence = torch.where(hidden[:, block], confidence, -torch.inf)

@@ -28,6 +28,7 @@ class BackboneConfig:
     Attributes:
         context: Longest sequence that the model was trained on, in tokens.
         norm_eps: Added to the mean square in RMSNorm (dimensionless).
+        tied_head: Whether the head is the embedding.
     """
 
     width: int
@@ -39,6 +40,7 @@ class BackboneConfig:
     context: int
     rope_theta: float
     norm_eps: float
+    tied_head: bool = False
 
     @property
     def head_width(self) -> int:
@@ -179,7 +181,8 @@ class Backbone(nn.Module):
         self.embed = nn.Embedding(config.vocab, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.norm = RMSNorm(config.width, config.norm_eps)
-        self.head = nn.Linear(config.width, config.vocab, bias=False)
+        if not config.tied_head:
+            self.head = nn.Linear(config.width, config.vocab, bias=False)
 
     def rotary(self, length: int, device: torch.device | str) -> Rotary:
         """Tabulate the positions that `Block.forward` wants beside its input."""
@@ -193,15 +196,13 @@ class Backbone(nn.Module):
             x = block(x, rotary)
         return x
 
-    def forward(
-        self, input_ids: Int[Tensor, "batch length"], positions: slice | Tensor | None = None
-    ) -> Float[Tensor, "batch some vocab"]:
-        """Score every token at every position.
+    def project(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch vocab"]:
+        """Run the norm and the head on what `hidden` gave, or on some of it."""
+        x = self.norm(x)
+        return F.linear(x, self.embed.weight) if self.config.tied_head else self.head(x)
 
-        Args:
-            input_ids: Canvas of token ids.
-            positions: Positions whose logits are wanted, all if ``None``. The head of a large
-                vocabulary costs as much as several blocks, and a sampler reads few rows of it.
-        """
-        x = self.hidden(input_ids)
-        return self.head(self.norm(x if positions is None else x[:, positions]))
+    def forward(
+        self, input_ids: Int[Tensor, "batch length"]
+    ) -> Float[Tensor, "batch length vocab"]:
+        """Score every token at every position."""
+        return self.project(self.hidden(input_ids))

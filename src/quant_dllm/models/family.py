@@ -20,6 +20,8 @@ class ModelFamily:
         names: Slot of the backbone → upstream's tensor, both less ``.weight``, full paths;
             ``*`` stands for the number of the block.
         mask_tokens: Strings that upstream's tokenizers use for the mask token.
+        shift: Whether row i of the logits predicts position i + 1, as in models that grew out of
+            autoregressive ones; position 0 then reads row 0.
     """
 
     name: str
@@ -28,6 +30,7 @@ class ModelFamily:
     config: Callable[[dict[str, Any]], BackboneConfig]
     names: dict[str, str]
     mask_tokens: tuple[str, ...]
+    shift: bool = False
 
     def upstream(self, name: str) -> str:
         """Translate a tensor of the backbone, ``blocks.3.mlp.down.weight``, to upstream's name."""

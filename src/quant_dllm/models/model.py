@@ -59,11 +59,31 @@ class DiffusionLM(nn.Module):
             self._mask_token_id = resolve_mask_token(self.source, None, self.tokenizer)
         return self._mask_token_id
 
-    def forward(
-        self, input_ids: Int[Tensor, "batch length"], positions: slice | Tensor | None = None
-    ) -> Output:
-        """Score every token at every position, or at ``positions`` only; logits as upstream's."""
-        return Output(self.backbone(input_ids, positions))
+    def forward(self, input_ids: Int[Tensor, "batch length"]) -> Output:
+        """Score every token; the rows are upstream's: a shifted family reads them one earlier."""
+        return Output(self.backbone(input_ids))
+
+    def predict(
+        self, input_ids: Int[Tensor, "batch length"], positions: slice
+    ) -> Float[Tensor, "batch some vocab"]:
+        """Score the tokens of some positions themselves.
+
+        The head of a large vocabulary costs as much as several blocks, and a sampler needs few
+        rows of it.
+        """
+        rows = torch.arange(input_ids.shape[1])[positions]
+        return self.backbone.project(self.backbone.hidden(input_ids)[:, self._row(rows)])
+
+    def logits_at(
+        self, input_ids: Int[Tensor, "batch length"], where: Bool[Tensor, "batch length"]
+    ) -> Float[Tensor, "some vocab"]:
+        """Score the tokens of the marked positions themselves, row after row."""
+        batch, position = where.nonzero(as_tuple=True)
+        return self.backbone.project(self.backbone.hidden(input_ids)[batch, self._row(position)])
+
+    def _row(self, position: Int[Tensor, " some"]) -> Int[Tensor, " some"]:
+        """Return the row of the logits in which a position's own token is predicted."""
+        return (position - 1).clamp_min(0) if self.family.shift else position
 
     def packed(self) -> list[QuantLinear]:
         """List the packed layers; none in a 16-bit model."""
@@ -79,15 +99,6 @@ class DiffusionLM(nn.Module):
         return Bits.average(
             sizes, [w.code_bits for w in layers], [w.stored_bits for w in layers], file
         )
-
-    def logits_at(
-        self, input_ids: Int[Tensor, "batch length"], where: Bool[Tensor, "batch length"]
-    ) -> Float[Tensor, "some vocab"]:
-        """Score the marked positions only, row after row: what their own tokens are.
-
-        A model whose logits predict the next position would be read one row earlier here.
-        """
-        return self.backbone.head(self.backbone.norm(self.backbone.hidden(input_ids)[where]))
 
 
 def load_tokenizer(source: Source) -> Any:

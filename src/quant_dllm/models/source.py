@@ -14,7 +14,13 @@ from quant_dllm.models.backbone import Backbone, BackboneConfig
 from quant_dllm.models.family import ModelFamily
 from quant_dllm.registry import Registry
 
-FAMILIES = Registry("family", {"llada": "quant_dllm.models.llada:FAMILY"})
+FAMILIES = Registry(
+    "family",
+    {
+        "diffullama": "quant_dllm.models.diffullama:FAMILY",
+        "llada": "quant_dllm.models.llada:FAMILY",
+    },
+)
 TINY = "tiny"
 DOWNLOADED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 
@@ -86,6 +92,10 @@ class Source:
         """List the modules of the backbone that are of a kind, in order."""
         modules = self.empty().named_modules()
         return [name for name, module in modules if isinstance(module, kind)]
+
+    def outside_blocks(self) -> list[str]:
+        """Name the tensors of the backbone that are in no block: embedding, norm, head."""
+        return [name for name in self.empty().state_dict() if not name.startswith("blocks.")]
 
     def parameters(self) -> int:
         """Count the weights of the 16-bit model."""

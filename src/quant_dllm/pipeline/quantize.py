@@ -27,7 +27,6 @@ from quant_dllm.weights.base import QuantizedWeight
 
 logger = logging.getLogger(__name__)
 
-OUTSIDE = ("embed.weight", "norm.weight", "head.weight")
 BATCH_TOKENS = 4096  # tokens that go through a block at once
 COPIED = ("tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "added_tokens.json",
           "generation_config.json", "chat_template*")  # fmt: skip
@@ -78,7 +77,7 @@ def quantize(
     total = job.source.config.blocks * sum(len(stage) for stage in STAGES)
     with CheckpointWriter(out) as writer:
         layers = list(track(quantize_blocks(job, writer), f"quantizing by {chosen.name}", total))
-        for name in OUTSIDE:
+        for name in job.source.outside_blocks():
             writer.add({job.source.family.upstream(name): job.read(name)})
         for pattern in COPIED:
             for file in job.source.folder.path.glob(pattern):
