@@ -31,7 +31,7 @@ from quant_dllm.models.backbone import Backbone, Rotary
 from stories15m import BEGIN_OF_STORY, END, FIRST_BYTE, FIRST_PIECE
 
 KEPT = 96  # tokens of a full window that start the next one
-SPLITS = {"heldout": 1_000, "validation": 1_000, "calibration": 8_000}  # stories
+SPLITS = {"heldout": 1_000, "validation": 1_000, "calibration": 4_000}  # stories
 
 
 class Sampler:

@@ -10,6 +10,10 @@ from quant_dllm.precision.uniform import Uniform
 from quant_dllm.statistics.layer import LayerStatistics
 
 
+def of_moment(moment):
+    return LayerStatistics(moment, moment.diagonal(), tokens=1)
+
+
 def by_definition(weight, stats, size, ratio, budget=2):
     """ABMP by the book: U from the inverse itself, scores by loops, ranks by sorting."""
     damped = stats.hessian + 0.01 * stats.hessian.diagonal().mean() * torch.eye(weight.shape[1])
@@ -45,7 +49,7 @@ def test_it_equals_the_definition(inputs, ratio):
 @pytest.mark.parametrize("ratio", [0.05, 0.1, 0.15, 0.5])
 def test_the_mean_over_weights_is_the_budget_exactly(inputs, ratio):
     dice = torch.Generator().manual_seed(0)
-    stats = LayerStatistics(torch.eye(inputs) * torch.rand(inputs, generator=dice), tokens=1)
+    stats = of_moment(torch.eye(inputs) * torch.rand(inputs, generator=dice))
     policy = AdaptiveBlockwiseMixedPrecision(block_size=16, ratio=ratio)
     bits = policy.allocate(torch.randn(3, inputs, generator=dice), stats)
     widths = torch.tensor([16] * (inputs // 16) + [inputs % 16] * (inputs % 16 > 0))
@@ -57,14 +61,14 @@ def test_the_mean_over_weights_is_the_budget_exactly(inputs, ratio):
 def test_the_least_important_block_pays_for_the_most_important():
     weight = torch.ones(2, 40)
     weight[:, 8:16], weight[:, 24:32] = 0.1, 5.0
-    stats = LayerStatistics(torch.eye(40), tokens=1)
+    stats = of_moment(torch.eye(40))
     policy = AdaptiveBlockwiseMixedPrecision(block_size=8, ratio=0.2)
     assert policy.allocate(weight, stats).tolist() == [2, 1, 2, 3, 2]
 
 
 def test_where_no_bit_moves_the_log_says_so(caplog):
     abmp._say_that_none_moves.cache_clear()
-    stats = LayerStatistics(torch.eye(288), tokens=1)
+    stats = of_moment(torch.eye(288))
     with caplog.at_level(logging.INFO, "quant_dllm"):
         bits = AdaptiveBlockwiseMixedPrecision().allocate(torch.ones(2, 288), stats)
     assert bits.tolist() == [2, 2, 2]

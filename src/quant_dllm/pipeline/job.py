@@ -81,6 +81,11 @@ class Job:
         """Say what the network computes in while it is calibrated."""
         return default_dtype(self.device)
 
+    @property
+    def needs(self) -> Needs:
+        """Say what calibration must gather."""
+        return self.quantizer.needs | self.precision.needs
+
     def read(self, name: str) -> Tensor:
         """Read a tensor of the 16-bit model by its name in the backbone; note it for `digest`.
 

@@ -17,11 +17,13 @@ from quant_dllm.checkpoint.folder import FORMAT_VERSION, METHOD
 from quant_dllm.checkpoint.writer import CheckpointWriter
 from quant_dllm.memory import PeakMemory
 from quant_dllm.models.backbone import STAGES, Block, Rotary
-from quant_dllm.pipeline.capture import STAGE_ORDERS, advance, capture
+from quant_dllm.pipeline.capture import STAGE_ORDERS, Capture, Stream
+from quant_dllm.pipeline.fold import can_fold, fold
 from quant_dllm.pipeline.job import Job
+from quant_dllm.quantizers.base import ScalesInputs
 from quant_dllm.recipe import DEFAULT, Recipe
 from quant_dllm.record import Bits, LayerRecord, RunRecord
-from quant_dllm.statistics.layer import NO_STATISTICS, LayerStatistics, output_error
+from quant_dllm.statistics.layer import NO_STATISTICS, LayerStatistics, Needs, output_error
 from quant_dllm.track import Track, silent
 from quant_dllm.weights.base import QuantizedWeight
 
@@ -112,59 +114,91 @@ def quantize(
 
 @torch.no_grad()
 def quantize_blocks(job: Job, writer: CheckpointWriter) -> Iterator[LayerRecord]:
-    """Quantize block after block; what went wrong in one flows into the next with the states."""
-    states = _embed(job)
-    length = states[0].shape[1] if states else 0
-    rotary = Rotary.of(job.source.config, length, job.device)
+    """Quantize block after block; what went wrong in one flows into the next with the stream."""
+    stream = _embed(job)
+    full = stream.copy() if stream and Needs.DRIFT in job.needs else None
     for index in range(job.source.config.blocks):
-        block, weights = _read_block(job, index, writer)
+        block, weights = _read_block(job, index)
+        capture = stream and Capture(block, stream, full, job.needs, job.calibration.damping)
+        packed: dict[str, QuantizedWeight] = {}
         for stage in STAGE_ORDERS[job.calibration.order]:
-            stats = NO_STATISTICS
-            if states:
-                stats = capture(block, stage, states, rotary, job.calibration.damping)
+            stats = capture.statistics(stage) if capture else NO_STATISTICS
+            stats = _scale_inputs(job, block, stage, stats, weights, packed)
             for name in STAGES[stage]:
-                weight, began = weights.pop(name), time.monotonic()
-                bits = job.precision.allocate(weight, stats)
-                packed = job.quantizer.quantize(weight, stats, bits, job.precision.block_size)
+                began = time.monotonic()
+                packed[name] = _quantize_layer(job, weights[name], stats)
                 seconds = time.monotonic() - began
-                block.get_submodule(name).weight.data = packed.dequantize().to(job.dtype)
+                block.get_submodule(name).weight.data = packed[name].dequantize().to(job.dtype)
                 upstream = job.source.upstream(f"blocks.{index}.{name}")
-                writer.add({f"{upstream}.{key}": t for key, t in packed.tensors().items()})
-                yield _layer_record(upstream, weight, packed, stats, seconds)
-        advance(block, states, rotary)
+                yield _layer_record(upstream, weights.pop(name), packed[name], stats, seconds)
+        if capture:
+            capture.advance()
+        _write_block(job, index, block, packed, writer)
 
 
-def _embed(job: Job) -> list[Tensor]:
-    """Turn what the model is shown into the batches of states that enter the first block."""
+def _quantize_layer(job: Job, weight: Tensor, stats: LayerStatistics) -> QuantizedWeight:
+    """Give each block of channels its bits, and round."""
+    bits = job.precision.allocate(weight, stats)
+    return job.quantizer.quantize(weight, stats, bits, job.precision.block_size)
+
+
+def _scale_inputs(
+    job: Job,
+    block: Block,
+    stage: int,
+    stats: LayerStatistics,
+    weights: dict[str, Tensor],
+    packed: dict[str, QuantizedWeight],
+) -> LayerStatistics:
+    """Move part of the weights' scale into what produces the inputs, if the method wants it."""
+    if not isinstance(job.quantizer, ScalesInputs) or not can_fold(block, stage):
+        return stats
+    shared = [weights[name] for name in STAGES[stage]]
+    s = job.quantizer.input_scale(shared, stats, job.precision.bits, job.precision.block_size)
+    for name in STAGES[stage]:
+        weights[name] = weights[name] * s
+    fold(block, stage, s, packed)
+    return stats.scaled(1 / s)
+
+
+def _embed(job: Job) -> Stream | None:
+    """Turn what the model is shown into the stream that enters the first block."""
     if job.windows is None:
-        return []
+        return None
     embedding = job.source.tensor("embed.weight").to(job.device, job.dtype)
     views = job.views()
-    batch = max(1, BATCH_TOKENS // views.shape[1])
-    return [embedding[ids.to(job.device)] for ids in views.split(batch)]
+    batches = views.split(max(1, BATCH_TOKENS // views.shape[1]))
+    states = [embedding[ids.to(job.device)] for ids in batches]
+    return Stream(states, Rotary.of(job.source.config, views.shape[1], job.device))
 
 
-def _read_block(
-    job: Job, index: int, writer: CheckpointWriter
-) -> tuple[Block, dict[str, Float[Tensor, "out in"]]]:
-    """Read one block onto the device, and its linear weights in float32 besides.
-
-    What of it is not quantized is handed to the writer.
-    """
+def _read_block(job: Job, index: int) -> tuple[Block, dict[str, Float[Tensor, "out in"]]]:
+    """Read one block onto the device, and its linear weights in float32 besides."""
     with torch.device("meta"):
         block = Block(job.source.config)
     linears = {f"{name}.weight": name for stage in STAGES for name in stage}
     weights = {}
     for name in dict(block.named_parameters()):
-        tensor = job.read(f"blocks.{index}.{name}")
+        tensor = job.read(f"blocks.{index}.{name}").to(job.device)
         slot, _, leaf = name.rpartition(".")
-        here = nn.Parameter(tensor.to(job.device, job.dtype), requires_grad=False)
+        here = nn.Parameter(tensor.to(job.dtype), requires_grad=False)
         setattr(block.get_submodule(slot), leaf, here)
         if name in linears:
-            weights[linears[name]] = tensor.to(job.device).float()
-        else:
-            writer.add({job.source.family.upstream(f"blocks.{index}.{name}"): tensor})
+            weights[linears[name]] = tensor.float()
     return block, weights
+
+
+def _write_block(
+    job: Job, index: int, block: Block, packed: dict[str, QuantizedWeight], writer: CheckpointWriter
+) -> None:
+    """Hand the packed layers to the writer, and what else the block holds in the model's dtype."""
+    for name, weight in packed.items():
+        upstream = job.source.upstream(f"blocks.{index}.{name}")
+        writer.add({f"{upstream}.{key}": t for key, t in weight.tensors().items()})
+    for name, parameter in block.named_parameters():
+        if name.removesuffix(".weight") not in packed:
+            upstream = job.source.family.upstream(f"blocks.{index}.{name}")
+            writer.add({upstream: parameter.data.to(job.source.folder.dtype(upstream))})
 
 
 def _layer_record(

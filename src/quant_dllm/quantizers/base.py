@@ -28,3 +28,18 @@ class Quantizer(Protocol):
     ) -> QuantizedWeight:
         """Round ``weight`` with ``bits[b]`` bits in its ``b``-th block of ``block_size`` inputs."""
         ...
+
+
+@runtime_checkable
+class ScalesInputs(Protocol):
+    """A quantizer that wants the input channels of a stage scaled before it rounds.
+
+    The pipeline multiplies the weights' columns by the scale and divides what produces the inputs
+    by it, where the architecture allows.
+    """
+
+    def input_scale(
+        self, weights: list[Tensor], stats: LayerStatistics, bits: int, block_size: int
+    ) -> Float[Tensor, " in"]:
+        """Return the factor for each input channel of layers [out, in] that share their input."""
+        ...

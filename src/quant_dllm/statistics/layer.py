@@ -1,7 +1,7 @@
 """The facts that calibration leaves about the inputs of one linear layer."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import Flag, auto
 from functools import cached_property
 
@@ -11,54 +11,67 @@ from torch import Tensor
 
 from quant_dllm.statistics.hessian import inverse_factor
 
+KEPT_SAMPLES = 2048  # tokens whose inputs are kept for methods that ask for them
+
 
 class Needs(Flag):
-    """What a method reads of the calibration; the pipeline gathers no more than that."""
+    """What a method reads of the calibration; the pipeline gathers no more than that.
+
+    HESSIAN: second moments. DRIFT: how far the inputs are from those of the full-precision model,
+    at the cost of running that one beside. SAMPLES: some of the inputs themselves.
+    """
 
     NOTHING = 0
     HESSIAN = auto()
+    DRIFT = auto()
+    SAMPLES = auto()
 
 
-@dataclass
+@dataclass(frozen=True)
 class LayerStatistics:
-    """Second moments of the inputs that the layers of one stage saw.
+    """Facts about the inputs x that the layers of one stage saw, gathered once a stage.
 
     Attributes:
         moment: ``Σ x xᵀ`` over every token, float32: a sum, so that the accounts of two shards add.
+        magnitude: ``Σ |x|`` over every token.
         tokens: How many tokens were summed.
         damping: Fraction of the mean diagonal added to the diagonal when H is inverted.
+        drift: ``Σ (x̃ − x) xᵀ``, x̃ the input in the full-precision model; only if asked for.
+        samples: Inputs of some tokens, evenly spaced over all; only if asked for.
     """
 
     moment: Float[Tensor, "in in"]
+    magnitude: Float[Tensor, " in"]
+    tokens: int
     damping: float = 0.01
-    tokens: int = 0
+    drift: Float[Tensor, "in in"] | None = None
+    samples: Float[Tensor, "samples in"] | None = None
 
     @classmethod
-    def zeros(
-        cls, in_features: int, damping: float = 0.01, device: torch.device | str = "cpu"
+    def gather(
+        cls,
+        batches: Iterable[Tensor],
+        damping: float = 0.01,
+        needs: Needs = Needs.HESSIAN,
+        full: Iterable[Tensor] = (),
     ) -> "LayerStatistics":
-        """Open an empty account for a layer with ``in_features`` inputs."""
-        return cls(torch.zeros(in_features, in_features, device=device), damping)
+        """Account for batches [*, in] of inputs, at least one.
 
-    @classmethod
-    def gather(cls, batches: Iterable[Tensor], damping: float) -> "LayerStatistics":
-        """Account for batches [*, in] of inputs, at least one."""
-        stats = None
+        Args:
+            batches: Inputs.
+            damping: See the attribute.
+            needs: What to gather beside moments.
+            full: The inputs of the same tokens in the full-precision model, where drift is asked.
+        """
+        account, twins = _Account(), iter(full)
         for x in batches:
-            stats = stats or cls.zeros(x.shape[-1], damping, x.device)
-            stats.add(x)
-        assert stats is not None, "a layer that saw nothing has no statistics"
-        return stats
-
-    def add(self, x: Float[Tensor, "*batch in"]) -> None:
-        """Add the tokens of one batch, in place."""
-        x = x.flatten(0, -2).float()
-        self.moment.addmm_(x.T, x)
-        self.tokens += len(x)
+            account.add(x, next(twins) if Needs.DRIFT in needs else None, Needs.SAMPLES in needs)
+        assert account.tokens, "a layer that saw nothing has no statistics"
+        return account.close(damping)
 
     @cached_property
     def hessian(self) -> Float[Tensor, "in in"]:
-        """Return H: the mean of ``x xᵀ`` over the tokens; the account is closed by asking."""
+        """Return H: the mean of ``x xᵀ`` over the tokens, not damped."""
         return self.moment / max(self.tokens, 1)
 
     @cached_property
@@ -66,9 +79,51 @@ class LayerStatistics:
         """Return U, the upper factor of the damped inverse: computed once a stage."""
         return inverse_factor(self.hessian, self.damping)
 
+    def scaled(self, s: Float[Tensor, " in"]) -> "LayerStatistics":
+        """Return the statistics of inputs whose channels were multiplied by ``s``."""
+        both = s[:, None] * s
+        return replace(
+            self,
+            moment=self.moment * both,
+            magnitude=self.magnitude * s,
+            drift=None if self.drift is None else self.drift * both,
+            samples=None if self.samples is None else self.samples * s,
+        )
 
-NO_STATISTICS = LayerStatistics(torch.empty(0, 0))
+
+NO_STATISTICS = LayerStatistics(torch.empty(0, 0), torch.empty(0), 0)
 """What a method that needs nothing is given."""
+
+
+@dataclass
+class _Account:
+    """Sums under way."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    kept: list[Tensor] = field(default_factory=list)
+    tokens: int = 0
+
+    def add(self, x: Tensor, full: Tensor | None, keep: bool) -> None:
+        """Add the tokens of one batch."""
+        if keep:
+            self.kept.append(x.flatten(0, -2))
+        x = x.flatten(0, -2).float()
+        self._sum("moment", x.T @ x)
+        self._sum("magnitude", x.abs().sum(0))
+        if full is not None:
+            self._sum("drift", (full.flatten(0, -2).float() - x).T @ x)
+        self.tokens += len(x)
+
+    def _sum(self, name: str, term: Tensor) -> None:
+        self.sums[name] = self.sums[name].add_(term) if name in self.sums else term
+
+    def close(self, damping: float) -> LayerStatistics:
+        """Return the account."""
+        samples = None
+        if self.kept:
+            stride = max(1, self.tokens // KEPT_SAMPLES)
+            samples = torch.cat(self.kept)[::stride].float()
+        return LayerStatistics(tokens=self.tokens, damping=damping, samples=samples, **self.sums)
 
 
 def output_error(

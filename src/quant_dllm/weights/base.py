@@ -59,6 +59,10 @@ class QuantizedWeight(Protocol):
         """Describe, in JSON's types, what the tensors do not tell."""
         ...
 
+    def scale_rows(self, s: Float[Tensor, " out"]) -> "QuantizedWeight":
+        """Multiply the output channels; only stored scales change."""
+        ...
+
     def dequantize(self, rows: slice = slice(None)) -> Float[Tensor, "some in"]:
         """Return the values that the codes of these rows stand for, float32."""
         ...

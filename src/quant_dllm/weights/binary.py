@@ -7,7 +7,7 @@ Symbols:
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -103,6 +103,10 @@ class BinaryWeight:
             rows=self.row_scales[rows, place.first_plane :][:, :order].T.float(),
             columns=columns.view(order, width).float(),
         )
+
+    def scale_rows(self, s: Float[Tensor, " out"]) -> "BinaryWeight":
+        """Multiply the output channels; the row scales carry it."""
+        return replace(self, row_scales=(self.row_scales.float() * s[:, None]).half())
 
     def dequantize(self, rows: slice = slice(None)) -> Float[Tensor, "some in"]:
         """Sum the planes of each block."""

@@ -1,6 +1,6 @@
 """Rounded values in 16-bit floats, with the bits that the method would store."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from jaxtyping import Float, Float16
@@ -40,6 +40,10 @@ class SimulatedWeight:
     def layout(self) -> dict[str, Any]:
         """Describe what the tensors do not tell."""
         return {"code_bits": self.code_bits, "stored_bits": self.stored_bits}
+
+    def scale_rows(self, s: Float[Tensor, " out"]) -> "SimulatedWeight":
+        """Multiply the output channels; the method's row scales would carry it."""
+        return replace(self, values=(self.values.float() * s[:, None]).half())
 
     def dequantize(self, rows: slice = slice(None)) -> Float[Tensor, "some in"]:
         """Return the values."""

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -102,6 +102,10 @@ class UniformWeight:
         zero_planes = unpack(self.zero_points[place.first_plane :][:bits], self.out_features)
         zero = from_bit_planes(zero_planes)[rows]
         return self.scales[rows, index, None].float() * (codes - zero[:, None])
+
+    def scale_rows(self, s: Float[Tensor, " out"]) -> "UniformWeight":
+        """Multiply the output channels; the groups' scales carry it."""
+        return replace(self, scales=(self.scales.float() * s[:, None]).half())
 
     def dequantize(self, rows: slice = slice(None)) -> Float[Tensor, "some in"]:
         """Scale the distance of each code from its zero point."""
