@@ -1,0 +1,134 @@
+"""Find the native library: in the package, in the user's cache, or made now by a C compiler.
+
+Only the standard library is imported here: the build of a wheel runs this file by itself.
+"""
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+SOURCES = Path(__file__).parent / "csrc"
+PREBUILT = Path(__file__).parent / "lib" / "qdllm.so"
+COMMON = ("-std=c11", "-O3", "-fPIC", "-fvisibility=default", "-fno-math-errno")
+UNITS: dict[str, dict[str, tuple[str, ...]]] = {
+    "x86_64": {
+        "avx2": ("-mavx2", "-mfma", "-mf16c"),
+    },
+    "aarch64": {"neon": ()},
+}  # fmt: skip
+"""Flags of each unit, by machine; ``lacks()`` in a unit asks the processor for every one of them."""
+NAMES = {"AMD64": "x86_64", "arm64": "aarch64"}
+TIMEOUT = 120  # seconds a compiler may take
+
+
+class CompileError(Exception):
+    """There is no library, for the reason that it tells."""
+
+
+def machine() -> str:
+    """Name the instruction set of this machine as compilers do."""
+    return NAMES.get(platform.machine(), platform.machine())
+
+
+def find(cache: Path | None = None) -> Path:
+    """Return a library for this machine; make it where there is none yet.
+
+    Raises:
+        CompileError: No library, and no compiler that could make one.
+    """
+    if PREBUILT.is_file():
+        return PREBUILT
+    compiler = find_compiler()
+    path = (cache or cache_folder()) / f"qdllm-{key(compiler)}.so"
+    if not path.is_file():
+        build(path, compiler)
+    return path
+
+
+def cache_folder() -> Path:
+    """Return the folder of libraries that were made on this machine."""
+    given = os.environ.get("QUANT_DLLM_CACHE")
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(given) if given else Path(home) / "quant-dllm"
+
+
+def find_compiler() -> str:
+    """Return the path of a C compiler.
+
+    Raises:
+        CompileError: There is none.
+    """
+    wanted = [os.environ["CC"]] if os.environ.get("CC") else ["cc", "gcc", "clang"]
+    for name in wanted:
+        if found := shutil.which(name):
+            return found
+    raise CompileError(f"no C compiler is installed ({', '.join(wanted)} not found)")
+
+
+def key(compiler: str) -> str:
+    """Hash what a library depends on: sources, compiler, flags and machine."""
+    told = subprocess.run([compiler, "--version"], capture_output=True, timeout=TIMEOUT)
+    digest = hashlib.sha256(told.stdout)
+    digest.update(repr((COMMON, UNITS, machine(), sys.platform)).encode())
+    for source in sorted(SOURCES.iterdir()):
+        digest.update(source.name.encode() + source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def build(path: Path, compiler: str, extra: Sequence[str] = ()) -> None:
+    """Compile the library and give it its name when it is whole.
+
+    Args:
+        path: The library to make.
+        compiler: A C compiler that takes GCC's arguments.
+        extra: More flags for every step, such as sanitizers.
+
+    Raises:
+        CompileError: The compiler failed, or the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            made = _link(Path(folder), compiler, ("-fopenmp", *extra)) or _link(
+                Path(folder), compiler, tuple(extra), required=True
+            )
+            assert made is not None
+            made.replace(path)
+    except OSError as error:
+        raise CompileError(f"{path.parent} cannot be written: {error.strerror or error}") from None
+
+
+def steps(folder: Path, compiler: str, extra: Sequence[str]) -> tuple[list[list[str]], list[str]]:
+    """Return the commands that compile the units and the one that links them."""
+    flags = {"base": (), "layout": (), "generic": (), **UNITS.get(machine(), {})}
+    compiling = [
+        [compiler, *COMMON, *own, *extra, "-c", str(SOURCES / f"{unit}.c"),
+         "-o", str(folder / f"{unit}.o")]
+        for unit, own in flags.items()
+    ]  # fmt: skip
+    objects = [str(folder / f"{unit}.o") for unit in flags]
+    return compiling, [compiler, "-shared", *extra, *objects, "-o", str(folder / "qdllm.so"), "-lm"]
+
+
+def _link(
+    folder: Path, compiler: str, extra: tuple[str, ...], required: bool = False
+) -> Path | None:
+    """Run the steps; ``None`` where a step fails and something else may be tried."""
+    compiling, linking = steps(folder, compiler, extra)
+    for command in (*compiling, linking):
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+        except subprocess.TimeoutExpired:
+            raise CompileError(f"{compiler} took longer than {TIMEOUT} s") from None
+        if done.returncode and required:
+            said = (done.stderr.strip().splitlines() or ["no message"])[0]
+            raise CompileError(f"{compiler} failed: {said}")
+        if done.returncode:
+            return None
+    return folder / "qdllm.so"
