@@ -19,6 +19,10 @@ COMMON = ("-std=c11", "-O3", "-fPIC", "-fvisibility=default", "-fno-math-errno")
 UNITS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": {
         "avx2": ("-mavx2", "-mfma", "-mf16c"),
+        "avx512": (
+            "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vbmi", "-mavx512vnni",
+            "-mavx2", "-mfma", "-mf16c", "-mprefer-vector-width=512",
+        ),
     },
     "aarch64": {"neon": ()},
 }  # fmt: skip

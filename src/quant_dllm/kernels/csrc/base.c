@@ -18,7 +18,7 @@
 
 static const qd_unit *const units[] = {
 #if defined(__x86_64__)
-    &qd_avx2,
+    &qd_avx512, &qd_avx2,
 #elif defined(__aarch64__)
     &qd_neon,
 #endif

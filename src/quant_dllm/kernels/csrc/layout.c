@@ -81,17 +81,50 @@ int qd_lay_out(qd_packed *p, const qd_unit *unit, const uint8_t *orders, int64_t
     return QD_OK;
 }
 
-/* One plane of a tile: its rows' bytes, `stride` apart, to their places or back. */
+typedef uint8_t bytes16 __attribute__((vector_size(16)));
+
+#if defined(__clang__)
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (bytes16){__VA_ARGS__})
+#endif
+
+/* Transpose 16 x 16 bytes: four times, interleave the upper half with the lower. */
+static void transpose(bytes16 v[16]) {
+    for (int round = 0; round < 4; round++) {
+        bytes16 t[16];
+        for (int i = 0; i < 8; i++) {
+            bytes16 a = v[i], b = v[i + 8];
+            t[2 * i] = SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            t[2 * i + 1] = SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15,
+                                   31);
+        }
+        memcpy(v, t, sizeof t);
+    }
+}
+
+/* One plane of a tile: up to 16 octets of 32 rows, in two squares. */
 static void move_octets(uint8_t *signs, uint8_t *rows, size_t stride, uint32_t bytes, int count,
                         int back) {
-    for (int position = 0; position < QD_ROWS; position++) {
-        int row = qd_octet_row(position);
-        uint8_t *line = rows + (size_t)row * stride;
-        if (row >= count) continue;
+    for (int half = 0; half < QD_ROWS; half += 16) {
+        bytes16 square[16] = {{0}};
         if (back)
-            for (uint32_t o = 0; o < bytes; o++) line[o] = signs[o * QD_ROWS + position];
+            for (uint32_t o = 0; o < bytes; o++)
+                memcpy(&square[o], signs + o * QD_ROWS + half, 16);
         else
-            for (uint32_t o = 0; o < bytes; o++) signs[o * QD_ROWS + position] = line[o];
+            for (int i = 0; i < 16; i++) {
+                int row = qd_octet_row(half + i);
+                if (row < count) memcpy(&square[i], rows + row * stride, bytes);
+            }
+        transpose(square);
+        if (back)
+            for (int i = 0; i < 16; i++) {
+                int row = qd_octet_row(half + i);
+                if (row < count) memcpy(rows + row * stride, &square[i], bytes);
+            }
+        else
+            for (uint32_t o = 0; o < bytes; o++)
+                memcpy(signs + o * QD_ROWS + half, &square[o], 16);
     }
 }
 
@@ -133,10 +166,14 @@ static void move_chunk(const qd_packed *p, uint32_t chunk, const qd_neutral *n, 
     uint32_t all = (p->out_features + QD_ROWS - 1) / QD_ROWS, left = all - first;
     uint32_t tiles = left < p->chunk_tiles ? left : p->chunk_tiles;
     uint8_t *at = (uint8_t *)p + p->chunks + first * p->tile_bytes;
-    for (uint32_t i = 0; i < p->segments; i++) {
-        const qd_segment *s = qd_segments(p) + i;
-        for (uint32_t t = 0; t < tiles; t++, at += qd_tile_bytes(s))
-            move_tile(p, s, at, (first + t) * QD_ROWS, n, bytes, scales, back);
+    for (uint32_t t = 0; t < tiles; t++) { /* neutral rows are long: pass over few of them */
+        uint8_t *unit = at;
+        for (uint32_t i = 0; i < p->segments; i++) {
+            const qd_segment *s = qd_segments(p) + i;
+            size_t size = qd_tile_bytes(s);
+            move_tile(p, s, unit + t * size, (first + t) * QD_ROWS, n, bytes, scales, back);
+            unit += tiles * size;
+        }
     }
 }
 
