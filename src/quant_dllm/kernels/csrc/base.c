@@ -19,7 +19,8 @@
 static const qd_unit *const units[] = {
 #if defined(__x86_64__)
     &qd_avx512, &qd_avx2,
-#elif defined(__aarch64__)
+#endif
+#if defined(__aarch64__) || defined(QD_EMULATE_NEON)
     &qd_neon,
 #endif
     &qd_generic,

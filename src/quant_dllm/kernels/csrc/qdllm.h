@@ -99,11 +99,7 @@ typedef struct {
 } qd_unit;
 
 extern const qd_unit qd_generic;
-#if defined(__x86_64__)
-extern const qd_unit qd_avx2, qd_avx512;
-#elif defined(__aarch64__)
-extern const qd_unit qd_neon;
-#endif
+extern const qd_unit qd_avx2, qd_avx512, qd_neon; /* on their own machines */
 
 /* Best unit first. */
 const qd_unit *qd_unit_at(int index);
