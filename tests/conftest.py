@@ -1,6 +1,7 @@
 """Small models in upstream form, and correlated layers, that every test may ask for."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from quant_dllm.models.source import locate
 from quant_dllm.statistics.layer import LayerStatistics
 
 torch.set_num_threads(1)  # two workers on two cores; OpenMP barriers cost more than they give
+os.environ.setdefault("QUANT_DLLM_KERNEL", "reference")  # the same on every machine; see `kernels`
 GOLDEN = Path(__file__).parent / "golden"
 CONFIG = {
     "architectures": ["LLaDAModelLM"],
@@ -62,6 +64,12 @@ def small_model(tmp_path_factory) -> Path:
 def broken_model(small_model, tmp_path) -> Path:
     """A copy of the small model, to be broken."""
     return Path(shutil.copytree(small_model, tmp_path / "broken"))
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """Let the package choose its kernels, as it does for users."""
+    monkeypatch.delenv("QUANT_DLLM_KERNEL", raising=False)
 
 
 def correlated_layer(out: int, inputs: int, tokens: int = 512, seed: int = 0):

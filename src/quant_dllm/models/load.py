@@ -49,6 +49,9 @@ def load(
     for name in backbone.state_dict():
         _place(backbone, name, source.tensor(name), target, kind)
     assert not any(p.is_meta for p in backbone.parameters()), "every tensor was placed"
+    for layer in backbone.modules():
+        if isinstance(layer, QuantLinear):
+            layer.prepare(torch.empty(0, layer.in_features, dtype=kind, device=target))
     if mask_token_id is not None:
         mask_token_id = resolve_mask_token(source, mask_token_id, None)
     logger.info(
