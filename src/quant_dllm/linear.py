@@ -55,8 +55,8 @@ class QuantLinear(nn.Module):
     @property
     def in_features(self) -> int:
         """Count the input channels."""
-        layout: dict[str, int] = self.layout
-        return layout["in_features"] if "in_features" in layout else self.weight.in_features
+        known = self.layout.get("in_features")
+        return self.weight.in_features if known is None else known
 
     @property
     def weight_bytes(self) -> int:

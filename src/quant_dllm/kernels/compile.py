@@ -16,7 +16,8 @@ from pathlib import Path
 SOURCES = Path(__file__).parent / "csrc"
 PREBUILT = Path(__file__).parent / "lib" / "qdllm.so"
 COMMON = ("-std=c11", "-O3", "-fPIC", "-fvisibility=default", "-fno-math-errno")
-UNITS: dict[str, dict[str, tuple[str, ...]]] = {
+Units = dict[str, tuple[str, ...]]
+UNITS: dict[str, Units] = {
     "x86_64": {
         "avx2": ("-mavx2", "-mfma", "-mf16c"),
         "avx512": (
@@ -85,54 +86,50 @@ def key(compiler: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def build(path: Path, compiler: str, extra: Sequence[str] = ()) -> None:
+def build(path: Path, compiler: str, extra: Sequence[str] = (), units: Units | None = None) -> None:
     """Compile the library and give it its name when it is whole.
 
     Args:
         path: The library to make.
         compiler: A C compiler that takes GCC's arguments.
         extra: More flags for every step, such as sanitizers.
+        units: Flags of each unit, if not those of this machine.
 
     Raises:
         CompileError: The compiler failed, or the folder cannot be written.
     """
+    units = UNITS.get(machine(), {}) if units is None else units
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            made = _link(Path(folder), compiler, ("-fopenmp", *extra)) or _link(
-                Path(folder), compiler, tuple(extra), required=True
-            )
-            assert made is not None
+            made = Path(folder) / path.name
+            try:
+                _run(commands(made, compiler, ("-fopenmp", *extra), units))
+            except CompileError:  # some compilers come without OpenMP: one thread is enough then
+                _run(commands(made, compiler, extra, units))
             made.replace(path)
     except OSError as error:
         raise CompileError(f"{path.parent} cannot be written: {error.strerror or error}") from None
 
 
-def steps(folder: Path, compiler: str, extra: Sequence[str]) -> tuple[list[list[str]], list[str]]:
-    """Return the commands that compile the units and the one that links them."""
-    flags = {"base": (), "layout": (), "generic": (), **UNITS.get(machine(), {})}
+def commands(path: Path, compiler: str, extra: Sequence[str], units: Units) -> list[list[str]]:
+    """List the commands that compile the units beside ``path`` and link them."""
+    flags = {"base": (), "layout": (), "generic": (), **units}
+    objects = {unit: str(path.parent / f"{unit}.o") for unit in flags}
     compiling = [
-        [compiler, *COMMON, *own, *extra, "-c", str(SOURCES / f"{unit}.c"),
-         "-o", str(folder / f"{unit}.o")]
+        [compiler, *COMMON, *own, *extra, "-c", str(SOURCES / f"{unit}.c"), "-o", objects[unit]]
         for unit, own in flags.items()
-    ]  # fmt: skip
-    objects = [str(folder / f"{unit}.o") for unit in flags]
-    return compiling, [compiler, "-shared", *extra, *objects, "-o", str(folder / "qdllm.so"), "-lm"]
+    ]
+    return [*compiling, [compiler, "-shared", *extra, *objects.values(), "-o", str(path), "-lm"]]
 
 
-def _link(
-    folder: Path, compiler: str, extra: tuple[str, ...], required: bool = False
-) -> Path | None:
-    """Run the steps; ``None`` where a step fails and something else may be tried."""
-    compiling, linking = steps(folder, compiler, extra)
-    for command in (*compiling, linking):
+def _run(commands: list[list[str]]) -> None:
+    for command in commands:
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
         except subprocess.TimeoutExpired:
-            raise CompileError(f"{compiler} took longer than {TIMEOUT} s") from None
-        if done.returncode and required:
-            said = (done.stderr.strip().splitlines() or ["no message"])[0]
-            raise CompileError(f"{compiler} failed: {said}")
+            raise CompileError(f"{command[0]} took longer than {TIMEOUT} s") from None
         if done.returncode:
-            return None
-    return folder / "qdllm.so"
+            said = done.stderr.strip().splitlines() or ["no message"]
+            first = next((line for line in said if "error" in line), said[0])
+            raise CompileError(f"{command[0]} failed: {first}")

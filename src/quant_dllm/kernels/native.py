@@ -9,6 +9,7 @@ import os
 import threading
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -163,7 +164,15 @@ def library() -> ctypes.CDLL:
     Raises:
         CompileError: There is none, or it is of another version.
     """
-    path = compiler.find()
+    return open_library(compiler.find())
+
+
+def open_library(path: Path) -> ctypes.CDLL:
+    """Load a library from a file.
+
+    Raises:
+        CompileError: It cannot be loaded, or is of another version.
+    """
     try:
         found = ctypes.CDLL(str(path))
         version = found.qd_abi()
