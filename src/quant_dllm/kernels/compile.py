@@ -27,7 +27,7 @@ UNITS: dict[str, Units] = {
     },
     "aarch64": {"neon": ()},
 }  # fmt: skip
-"""Flags of each unit, by machine; ``lacks()`` in a unit asks the processor for every one of them."""
+"""Flags of each unit, by machine; ``lacks()`` of a unit asks the processor for every one."""
 NAMES = {"AMD64": "x86_64", "arm64": "aarch64"}
 TIMEOUT = 120  # seconds a compiler may take
 

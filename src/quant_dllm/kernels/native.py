@@ -27,8 +27,12 @@ LEVEL = "QUANT_DLLM_CPU"  # forces a unit: avx512, avx2, neon, generic
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 SMALL_BUFFER = 4
 MOST_ORDER = 8
-ERRORS = {1: "sizes that make no sense", 2: "a packed weight of another version",
-          3: "instructions that this processor lacks", SMALL_BUFFER: "a buffer that is too small"}  # fmt: skip
+ERRORS = {
+    1: "sizes that make no sense",
+    2: "a packed weight of another version",
+    3: "instructions that this processor lacks",
+    SMALL_BUFFER: "a buffer that is too small",
+}
 
 _workspace = threading.local()
 

@@ -8,7 +8,6 @@
  * Tables: [octet of channels][token][quad 0 or 1][16 patterns], a plane and digit after the other.
  */
 #include <immintrin.h>
-#include <math.h>
 #include <string.h>
 
 #include "qdllm.h"
@@ -129,8 +128,7 @@ static float scaled(const float *x, const float *c, float v[4][QUADS], float *ra
         scale = largest[i] > scale ? largest[i] : scale;
         energy += square[i];
     }
-    if (energy > 0) *ratio += scale * scale / energy;
-    return energy < INFINITY ? scale / 127 : NAN;
+    return qd_table_scale(scale, energy, ratio);
 }
 
 /* Round 16 quads to 16 bits: in each lane the words are 4 quads and the 4 quads 8 behind them. */

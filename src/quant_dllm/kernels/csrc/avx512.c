@@ -13,7 +13,6 @@
 #ifndef QD_SIMDE /* tests/native emulates the instructions */
 #include <immintrin.h>
 #endif
-#include <math.h>
 
 #include "qdllm.h"
 
@@ -127,8 +126,7 @@ static float scaled(const float *x, const float *c, float v[4][QUADS], float *ra
         most = _mm512_max_ps(most, sum);
     }
     float largest = _mm512_reduce_max_ps(most), energy = _mm512_reduce_add_ps(squares);
-    if (energy > 0) *ratio += largest * largest / energy;
-    return energy < INFINITY ? largest / 127 : NAN;
+    return qd_table_scale(largest, energy, ratio);
 }
 
 /* Round 32 quads to 16 bits: the lane is the quad of a step, the word in it the step. */

@@ -6,7 +6,6 @@
 #ifndef QD_SIMDE /* tests/native emulates the instructions */
 #include <arm_neon.h>
 #endif
-#include <math.h>
 #include <string.h>
 
 #include "qdllm.h"
@@ -82,8 +81,7 @@ static float scaled(const float *x, const float *c, uint32_t channels, float *v,
         largest = sum > largest ? sum : largest;
     }
     float energy = vaddvq_f32(squares);
-    if (energy > 0) *ratio += largest * largest / energy;
-    return energy < INFINITY ? largest / 127 : NAN;
+    return qd_table_scale(largest, energy, ratio);
 }
 
 /* 16-bit entries are 256 * high + low, the high digit rounded to nearest. */

@@ -15,6 +15,7 @@
 #ifndef QDLLM_H
 #define QDLLM_H
 
+#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -119,6 +120,14 @@ static inline size_t qd_tile_bytes(const qd_segment *s) {
  * at which that is QD_TOLERANCE. */
 static inline float qd_worst_ratio(uint32_t padded) {
     return QD_TOLERANCE * QD_TOLERANCE * 127 * 127 * 12 * 4 / (float)padded;
+}
+
+/* Return the scale of a table whose largest entry is `largest`: NaN where an input was not finite.
+ * Add largest^2 / sum v^2 to `ratio`; where the squares leave the floats, more than any worst ratio. */
+static inline float qd_table_scale(float largest, float squares, float *ratio) {
+    int known = squares >= 0x1p-126f && squares < INFINITY;
+    if (largest > 0) *ratio += known ? largest * largest / squares : 1e9f;
+    return largest < INFINITY && squares == squares ? largest / 127 : NAN;
 }
 
 /* Row of a tile that byte `position` of an octet stands for: even bytes are rows 0-15, odd ones
