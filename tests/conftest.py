@@ -5,6 +5,8 @@ import os
 import shutil
 from pathlib import Path
 
+os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
+
 import pytest
 import torch
 from safetensors.torch import save_file

@@ -1,6 +1,7 @@
 """A linear layer whose weight is packed."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -9,6 +10,13 @@ from torch import Tensor, nn
 from quant_dllm.kernels import dispatch
 from quant_dllm.kernels.dispatch import PreparedWeight
 from quant_dllm.weights.base import WEIGHTS, QuantizedWeight
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def eager(function: Function) -> Function:
+    """Keep a function out of compiled graphs."""
+    return cast(Function, torch.compiler.disable(function))
 
 
 class QuantLinear(nn.Module):
@@ -74,7 +82,7 @@ class QuantLinear(nn.Module):
         y = dispatch.linear(x, self.weight)
         return y if self.bias is None else y + self.bias
 
-    @torch.compiler.disable
+    @eager
     def prepare(self, like: Float[Tensor, "*batch in"]) -> None:
         """Bring the weight into the layout of the kernel that takes inputs like this one."""
         weight = self.weight

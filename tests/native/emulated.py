@@ -13,7 +13,7 @@ UNITS = {
     },
     "aarch64": {"neon": ()},
 }
-"""Flags of each unit; x86-64 gets that of the other machine too. At ``-O3`` SIMDe takes a minute."""
+"""Flags of each unit; x86-64 gets both machines' units. At ``-O3`` SIMDe takes a minute."""
 
 
 def build(path: Path, extra: tuple[str, ...] = ()) -> Path:
