@@ -10,8 +10,8 @@ from quant_dllm.errors import CheckpointError
 from quant_dllm.kernels import native
 from quant_dllm.kernels.compile import CompileError
 from quant_dllm.kernels.operator import OPERATOR
+from quant_dllm.weights.random import random_weight
 from tests.native import emulated
-from tests.native.weights import random_weight
 
 TOKENS = (1, 2, 3, 7, 8, 15, 16, 17, 31, 32, 33, 64, 127, 128, 513)
 SHAPES = {  # out, in, block size, orders: short last blocks, widths that fill no tile or byte

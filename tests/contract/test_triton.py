@@ -15,7 +15,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 from quant_dllm.kernels import triton as kernels
 from quant_dllm.kernels.triton_tiles import Tile, candidates, programs
 from quant_dllm.kernels.triton_weight import TritonWeight
-from tests.native.weights import random_weight
+from quant_dllm.weights.random import random_weight
 
 NAME = programs.__module__.replace("tiles", "programs")
 """Triton reads the source of what it runs: the tests' type checks must not be in it."""

@@ -7,7 +7,7 @@ import torch
 from quant_dllm.kernels import compile as compiler
 from quant_dllm.kernels import dispatch, native, reference
 from quant_dllm.kernels.compile import CompileError
-from tests.native.weights import random_weight
+from quant_dllm.weights.random import random_weight
 
 
 def script(path, text):

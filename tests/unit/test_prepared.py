@@ -11,7 +11,7 @@ import torch
 from quant_dllm.errors import RequestError
 from quant_dllm.kernels import dispatch, native, reference
 from quant_dllm.linear import QuantLinear
-from tests.native.weights import random_weight
+from quant_dllm.weights.random import random_weight
 
 pytestmark = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
 
@@ -113,7 +113,7 @@ def test_a_compiled_model_calls_the_operator(tmp_path):
 COMPILED = """
 import torch
 from quant_dllm.linear import QuantLinear
-from tests.native.weights import random_weight
+from quant_dllm.weights.random import random_weight
 
 x = torch.ones(4, 200)
 layer = QuantLinear.of(random_weight(48, 200, 64, [2, 1, 3, 2]), torch.randn(48))

@@ -11,7 +11,8 @@ Symbols, all of them sizes or indices of a tile:
 
 Tiles are [n, m]: the weight stands on the left, where a tensor core takes it from registers, and
 few tokens make a narrow tile in place of a padded one. Triton's interpreter multiplies the bits of
-bfloat16 numbers, so that it is given float32 (UPCAST).
+bfloat16 numbers, so that it is given float32 (UPCAST). No program is compiled anew for another
+number of tokens.
 
 Reference: the split of a product over its inner axis, Osama et al., arXiv:2301.03598.
 """
@@ -66,7 +67,7 @@ def _store(sums, bias, y, n, m, split, tokens, outputs, HAS_BIAS: tl.constexpr):
     tl.store(y + at, sums.to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def scale_inputs(x, columns, groups, scaled, tokens, inputs, GROUP: tl.constexpr, M: tl.constexpr):
     """``scaled[p, m, j] = x[m, j of the group of p] c[p, j]``; grid (p, m)."""
     p, j = tl.program_id(0), tl.arange(0, GROUP)
@@ -79,7 +80,7 @@ def scale_inputs(x, columns, groups, scaled, tokens, inputs, GROUP: tl.constexpr
     tl.store(scaled + at, value.to(scaled.dtype.element_ty), mask=(m < tokens)[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def multiply_planes(
     scaled, words, rows, bias, y, tokens, outputs, planes, each, HAS_BIAS: tl.constexpr,
     ONES: tl.constexpr, UPCAST: tl.constexpr, GROUP: tl.constexpr, N: tl.constexpr,
@@ -104,7 +105,7 @@ def multiply_planes(
     _store(sums, bias, y, n, m, split, tokens, outputs, HAS_BIAS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def multiply_groups(
     x, words, rows, columns, firsts, bias, y, tokens, inputs, outputs, groups, each,
     HAS_BIAS: tl.constexpr, DTYPE: tl.constexpr, UPCAST: tl.constexpr, GROUP: tl.constexpr,
@@ -131,7 +132,7 @@ def multiply_groups(
     _store(sums, bias, y, n, m, split, tokens, outputs, HAS_BIAS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def add_splits(shares, y, count, splits, BLOCK: tl.constexpr):
     """Add the shares of all splits; grid (elements)."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
