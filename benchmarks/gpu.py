@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
@@ -193,12 +194,17 @@ def measure(file: TextIO | None, tokens: tuple[int, ...], until: float) -> dict:
 def clone(packed: TritonWeight) -> TritonWeight:
     """Copy the tensors, so that a call finds none of them in a cache."""
     copies = [tensor.clone() for tensor in packed.tensors()]
-    return TritonWeight(*copies, orders=packed.orders, in_features=packed.in_features)
+    names = ("words", "rows", "columns", "groups", "counts")
+    return replace(packed, **dict(zip(names, copies, strict=True)))
 
 
 def measure_dequantize(file: TextIO | None, packed: TritonWeight, inputs: int, facts: dict) -> None:
     """Time writing a weight out."""
-    seconds = timed([lambda: triton.dequantize(packed.tensors(), inputs, torch.bfloat16)] * 8)
+
+    def call() -> torch.Tensor:
+        return triton.dequantize(packed.tensors(), packed.facts(), inputs, torch.bfloat16)
+
+    seconds = timed([call] * 8)
     what = {"what": "gpu_dequantize", "in": inputs, "out": packed.out_features, "order": 2}
     records.append(file, what | records.spread(seconds) | facts)
 

@@ -3,6 +3,8 @@
 The interpreter checks values, not memory layouts, races or what a compiler makes of it.
 """
 
+import os
+import subprocess
 import sys
 from importlib import util
 from pathlib import Path
@@ -48,11 +50,12 @@ def miss(y, exact):
 def product(weight, tokens, dtype, tile=None, bias=None):
     """Return y and the exact product of what the kernels were given."""
     x = torch.randn(tokens, weight.in_features).to(dtype)
-    packed = TritonWeight.of(weight).tensors()
+    packed = TritonWeight.of(weight)
+    given = packed.tensors(), bias, packed.facts()
     if tile is None:
-        y = kernels.multiply(x, packed, bias, [weight.out_features])
+        y = kernels.multiply(x, *given)
     else:
-        y = (kernels._few if tokens <= 32 else kernels._many)(x, packed, bias, tile)
+        y = (kernels._few if tokens <= 32 else kernels._many)(x, *given, tile)
     exact = x.double() @ weight.dequantize().double().T
     return y, exact if bias is None else exact + bias.double()
 
@@ -83,8 +86,8 @@ def test_many_tokens_go_over_the_dequantized_weight(weight, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_it_dequantizes(weight, dtype):
-    packed = TritonWeight.of(weight).tensors()
-    found = kernels.dequantize(packed, weight.in_features, dtype)
+    packed = TritonWeight.of(weight)
+    found = kernels.dequantize(packed.tensors(), packed.facts(), weight.in_features, dtype)
     wanted = weight.dequantize().to(dtype)
     assert torch.allclose(found, wanted, rtol=1e-3 if dtype == torch.float16 else 1e-6, atol=1e-6)
 
@@ -97,11 +100,13 @@ def test_it_gives_the_neutral_layout_back(weight):
 
 
 def test_inputs_may_have_any_shape_and_stride():
-    weight = random_weight(*SHAPES["odd"])
-    packed, x = TritonWeight.of(weight).tensors(), torch.randn(300, 12)
-    y = kernels.multiply(x.T.view(3, 4, 300), packed, None, [70])
-    assert torch.equal(y.view(12, 70), kernels.multiply(x.T.contiguous(), packed, None, [70]))
-    assert kernels.multiply(x.T[:0], packed, None, [70]).shape == (0, 70)
+    packed, x = TritonWeight.of(random_weight(*SHAPES["odd"])), torch.randn(300, 12)
+
+    def multiply(x):
+        return kernels.multiply(x, packed.tensors(), None, packed.facts())
+
+    assert torch.equal(multiply(x.T.view(3, 4, 300)).view(12, 70), multiply(x.T.contiguous()))
+    assert multiply(x.T[:0]).shape == (0, 70)
 
 
 def test_the_memory_is_that_of_the_planes():
@@ -116,6 +121,25 @@ def test_there_are_tiles_for_every_shape(tokens):
         proposed = list(candidates(tokens, outputs, 132))
         assert 0 < len(proposed) <= 12
         assert all(tile.tokens >= 16 and tile.outputs in (64, 128) for tile in proposed)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_the_programs_compile_for_a_gpu(capability):
+    """In a process of its own, since the interpreter is chosen when Triton is imported."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    path = os.pathsep.join(sys.path)
+    program = Path(__file__).parents[1] / "native" / "compile_triton.py"
+    done = subprocess.run(
+        [sys.executable, str(program), str(capability)],
+        env=environment | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.splitlines():
+        name, shared, tensor_cores = line.split()
+        assert int(shared) <= 160 << 10, name  # what a program may have on an A100
+        assert name == "dequantize" or int(tensor_cores), name
 
 
 def test_it_says_why_it_refuses():

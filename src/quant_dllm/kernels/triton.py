@@ -65,45 +65,43 @@ def multiply(
         x: Inputs of any stride.
         packed: `TritonWeight.tensors`.
         bias: Of any dtype, or none.
-        facts: Outputs.
+        facts: `TritonWeight.facts`.
     """
     rows = x.reshape(-1, x.shape[-1]).contiguous()
     shape = (*x.shape[:-1], facts[0])
     if not len(rows):
         return x.new_empty(shape)
     if len(rows) > FUSED:
-        weight = dequantize(packed, x.shape[-1], x.dtype)
+        weight = dequantize(packed, facts, x.shape[-1], x.dtype)
         return F.linear(rows, weight, None if bias is None else bias.to(x.dtype)).view(shape)
-    run = partial(_few if len(rows) <= FEW else _many, rows, packed, bias)
+    run = partial(_few if len(rows) <= FEW else _many, rows, packed, bias, facts)
     bucket = max(16, 1 << (len(rows) - 1).bit_length())
-    key = (bucket, facts[0], x.shape[-1], len(packed[1]), packed[2].shape[1], x.dtype, x.device)
+    key = (bucket, *facts, x.shape[-1], packed[2].shape[1], x.dtype, x.device)
     return run(choose(key, run)).view(shape)
 
 
 def dequantize(
-    packed: list[Tensor], in_features: int, dtype: torch.dtype
+    packed: list[Tensor], facts: list[int], in_features: int, dtype: torch.dtype
 ) -> Float[Tensor, "out in"]:
-    """Write Ŵ.
-
-    Args:
-        packed: `TritonWeight.tensors`.
-        in_features: Input channels.
-        dtype: What to round it to.
-    """
-    words, rows, columns, _, firsts = packed
-    outputs, tile = words.shape[2], 64
+    """Write Ŵ, rounded to ``dtype``; ``packed`` and ``facts`` are those of a `TritonWeight`."""
+    words, rows, columns, groups, _ = packed
+    outputs, tile, first = facts[0], 64, 0
     weight = torch.empty(outputs, in_features, dtype=dtype, device=words.device)
-    grid = (-(-outputs // tile), len(firsts) - 1)
-    programs().dequantize[grid](
-        words, rows, columns, firsts, weight, in_features, outputs,
-        GROUP=columns.shape[1], N=tile, num_warps=4,
-    )  # fmt: skip
+    for order, count in enumerate(facts[1:]):
+        if count:
+            programs().dequantize[(-(-outputs // tile), count)](
+                words, rows, columns, groups, weight, first, in_features, outputs,
+                ORDER=order, GROUP=columns.shape[1], N=tile, num_warps=4,
+            )  # fmt: skip
+        first += count * order
     return weight
 
 
-def _few(x: Tensor, packed: list[Tensor], bias: Tensor | None, tile: Tile) -> Tensor:
+def _few(
+    x: Tensor, packed: list[Tensor], bias: Tensor | None, facts: list[int], tile: Tile
+) -> Tensor:
     words, rows, columns, groups, _ = packed
-    (tokens, inputs), (planes, _, outputs), group = x.shape, words.shape, columns.shape[1]
+    (tokens, inputs), outputs, planes, group = x.shape, facts[0], len(words), columns.shape[1]
     kind = torch.float16 if x.dtype == torch.float16 else torch.bfloat16
     scaled = torch.empty(planes, tokens, group, dtype=kind, device=x.device)
     programs().scale_inputs[(planes, -(-tokens // 16))](
@@ -122,18 +120,20 @@ def _few(x: Tensor, packed: list[Tensor], bias: Tensor | None, tile: Tile) -> Te
     return _in_splits(launch, x, outputs, tile)
 
 
-def _many(x: Tensor, packed: list[Tensor], bias: Tensor | None, tile: Tile) -> Tensor:
-    words, rows, columns, _, firsts = packed
-    (tokens, inputs), outputs, count = x.shape, words.shape[2], len(firsts) - 1
+def _many(
+    x: Tensor, packed: list[Tensor], bias: Tensor | None, facts: list[int], tile: Tile
+) -> Tensor:
+    words, rows, columns, groups, counts = packed
+    (tokens, inputs), outputs, blocks = x.shape, facts[0], sum(facts[1:])
     language = programs().tl
     kind = language.float16 if x.dtype == torch.float16 else language.bfloat16
-    each = -(-count // tile.splits)
+    each = -(-blocks // tile.splits)
 
     def launch(y: Tensor, grid: tuple[int, int, int]) -> None:
         programs().multiply_groups[grid](
-            x, words, rows, columns, firsts, bias, y, tokens, inputs, outputs, count, each,
+            x, words, rows, columns, groups, counts, bias, y, tokens, inputs, outputs, each,
             HAS_BIAS=bias is not None, DTYPE=kind, UPCAST=programs().INTERPRETED,
-            GROUP=columns.shape[1], N=tile.outputs, M=tile.tokens,
+            MOST=len(facts) - 2, GROUP=columns.shape[1], N=tile.outputs, M=tile.tokens,
             num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
 

@@ -7,7 +7,10 @@ Symbols, all of them sizes or indices of a tile:
 
     words    [p, GROUP / 32, out] int32: signs of 32 channels of a row, see `triton_weight`
     rows     [p, out] float16         columns  [p, GROUP] float16
-    groups   [p] int32: the group of a plane     firsts  [groups + 1] int32: planes before a group
+    groups   [p] int32: the group of a plane     counts  [orders] int32: groups of each order
+
+Planes are sorted by the order of their group, so that the loop over the groups of one order has no
+loop inside: a compiler then keeps the tile in registers and fetches ahead.
 
 Tiles are [n, m]: the weight stands on the left, where a tensor core takes it from registers, and
 few tokens make a narrow tile in place of a padded one. Triton's interpreter multiplies the bits of
@@ -38,17 +41,18 @@ def _sign_tile(words, p, n, outputs, ONES: tl.constexpr, GROUP: tl.constexpr, N:
 
 @triton.jit
 def _weight_tile(
-    words, rows, columns, first, last, n, outputs, GROUP: tl.constexpr, N: tl.constexpr
-):
+    words, rows, columns, first, n, outputs, ORDER: tl.constexpr, GROUP: tl.constexpr,
+    N: tl.constexpr,
+):  # fmt: skip
     """The planes of one group, scaled and summed: [N, GROUP] float32."""
     j = tl.arange(0, GROUP)
-    bit = tl.arange(0, 32)
-    shift = bit // 2 + 16 * (1 - bit % 2)
     tile = tl.zeros((N, GROUP), tl.float32)
-    for p in range(first, last):
+    for k in tl.static_range(ORDER):
+        p = first + k
         at = p * (GROUP // 32) + tl.arange(0, GROUP // 32)
         word = tl.load(words + at[None, :] * outputs + n[:, None])
-        sign = (word[:, :, None] << shift[None, None, :]) & -2147483648
+        pairs = word[:, :, None] << tl.arange(0, 16)[None, None, :]
+        sign = tl.join((pairs << 16) & -2147483648, pairs & -2147483648)
         c = tl.load(columns + p * GROUP + j).to(tl.float32)
         a = tl.load(rows + p * outputs + n).to(tl.float32)
         signed = c.to(tl.int32, bitcast=True)[None, :] ^ tl.reshape(sign, (N, GROUP))
@@ -107,9 +111,9 @@ def multiply_planes(
 
 @triton.jit(do_not_specialize=["tokens"])
 def multiply_groups(
-    x, words, rows, columns, firsts, bias, y, tokens, inputs, outputs, groups, each,
-    HAS_BIAS: tl.constexpr, DTYPE: tl.constexpr, UPCAST: tl.constexpr, GROUP: tl.constexpr,
-    N: tl.constexpr, M: tl.constexpr,
+    x, words, rows, columns, groups, counts, bias, y, tokens, inputs, outputs, each,
+    HAS_BIAS: tl.constexpr, DTYPE: tl.constexpr, UPCAST: tl.constexpr, MOST: tl.constexpr,
+    GROUP: tl.constexpr, N: tl.constexpr, M: tl.constexpr,
 ):  # fmt: skip
     """Many tokens: the planes of a group become one tile, one product; grid (n, m, split)."""
     n = tl.program_id(0) * N + tl.arange(0, N)
@@ -117,18 +121,24 @@ def multiply_groups(
     j, split = tl.arange(0, GROUP), tl.program_id(2)
     row, token = tl.minimum(n, outputs - 1), tl.minimum(m, tokens - 1)
     sums = tl.zeros((N, M), tl.float32)
-    for g in range(split * each, tl.minimum(split * each + each, groups)):
-        first, last = tl.load(firsts + g), tl.load(firsts + g + 1)
-        weight = _weight_tile(words, rows, columns, first, last, row, outputs, GROUP, N)
-        channel = g * GROUP + j
-        v = tl.load(
-            x + token[None, :] * inputs + channel[:, None],
-            mask=(channel < inputs)[:, None], other=0,
-        )  # fmt: skip
-        if UPCAST:
-            sums = tl.dot(weight, v.to(tl.float32), sums)
-        else:
-            sums = tl.dot(weight.to(DTYPE), v.to(DTYPE), sums)
+    before, first = 0, 0  # groups and planes of lower orders
+    for order in tl.static_range(1, MOST + 1):
+        count = tl.load(counts + order)
+        end = tl.minimum(split * each + each, before + count)
+        for i in range(tl.maximum(split * each, before), end):
+            p = first + (i - before) * order
+            weight = _weight_tile(words, rows, columns, p, row, outputs, order, GROUP, N)
+            channel = tl.load(groups + p) * GROUP + j
+            v = tl.load(
+                x + token[None, :] * inputs + channel[:, None],
+                mask=(channel < inputs)[:, None], other=0,
+            )  # fmt: skip
+            if UPCAST:
+                sums = tl.dot(weight, v.to(tl.float32), sums)
+            else:
+                sums = tl.dot(weight.to(DTYPE), v.to(DTYPE), sums)
+        before += count
+        first += count * order
     _store(sums, bias, y, n, m, split, tokens, outputs, HAS_BIAS)
 
 
@@ -146,14 +156,14 @@ def add_splits(shares, y, count, splits, BLOCK: tl.constexpr):
 
 @triton.jit
 def dequantize(
-    words, rows, columns, firsts, weight, inputs, outputs, GROUP: tl.constexpr, N: tl.constexpr
-):
-    """Write Ŵ; grid (n, group)."""
-    n, g = tl.program_id(0) * N + tl.arange(0, N), tl.program_id(1)
-    channel = g * GROUP + tl.arange(0, GROUP)
-    first, last = tl.load(firsts + g), tl.load(firsts + g + 1)
+    words, rows, columns, groups, weight, first, inputs, outputs, ORDER: tl.constexpr,
+    GROUP: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    """Write the groups of one order, whose planes begin at ``first``; grid (n, group)."""
+    n, p = tl.program_id(0) * N + tl.arange(0, N), first + tl.program_id(1) * ORDER
+    channel = tl.load(groups + p) * GROUP + tl.arange(0, GROUP)
     row = tl.minimum(n, outputs - 1)
-    tile = _weight_tile(words, rows, columns, first, last, row, outputs, GROUP, N)
+    tile = _weight_tile(words, rows, columns, p, row, outputs, ORDER, GROUP, N)
     inside = (n < outputs)[:, None] & (channel < inputs)[None, :]
     at = n.to(tl.int64)[:, None] * inputs + channel[None, :]
     tl.store(weight + at, tile.to(weight.dtype.element_ty), mask=inside)

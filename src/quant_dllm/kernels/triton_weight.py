@@ -21,23 +21,25 @@ WORD = 32
 
 @dataclass(frozen=True)
 class TritonWeight:
-    """A binary weight in the order in which the GPU reads it.
+    """A binary weight in the order in which the GPU reads it: blocks of low order first.
 
     Attributes:
         words: Signs, see above.
         rows: Row scales [planes, out].
         columns: Column scales [planes, block], zero behind a short block.
         groups: The block of each plane.
-        firsts: Planes before each block, and all of them.
+        counts: Blocks of each order, from 0 to the highest.
         orders: As in `BinaryWeight`.
+        blocks_of_order: `counts`, where the host can read it.
     """
 
     words: Tensor
     rows: Tensor
     columns: Tensor
     groups: Tensor
-    firsts: Tensor
+    counts: Tensor
     orders: Tensor
+    blocks_of_order: tuple[int, ...]
     in_features: int
 
     @classmethod
@@ -49,14 +51,18 @@ class TritonWeight:
             size = place.order * place.width
             some = weight.column_scales[place.first_column :][:size].view(place.order, place.width)
             columns.append(F.pad(some, (0, weight.block_size - place.width)))
-        blocks = torch.arange(len(orders), device=device, dtype=torch.int32)
+        groups = torch.arange(len(orders), device=device, dtype=torch.int32)
+        groups = groups.repeat_interleave(orders)
+        place_of_plane = orders[groups.long()].argsort(stable=True)
+        counts = orders.bincount().to(torch.int32)
         return cls(
-            words=to_words(weight),
-            rows=weight.row_scales.T.contiguous(),
-            columns=torch.cat(columns),
-            groups=blocks.repeat_interleave(orders),
-            firsts=F.pad(orders.cumsum(0), (1, 0)).to(torch.int32),
+            words=to_words(weight)[place_of_plane],
+            rows=weight.row_scales.T[place_of_plane].contiguous(),
+            columns=torch.cat(columns)[place_of_plane],
+            groups=groups[place_of_plane],
+            counts=counts,
             orders=weight.orders,
+            blocks_of_order=tuple(counts.tolist()),
             in_features=weight.in_features,
         )
 
@@ -77,7 +83,11 @@ class TritonWeight:
 
     def tensors(self) -> list[Tensor]:
         """List what the programs read."""
-        return [self.words, self.rows, self.columns, self.groups, self.firsts]
+        return [self.words, self.rows, self.columns, self.groups, self.counts]
+
+    def facts(self) -> list[int]:
+        """List the numbers that the operator wants beside them."""
+        return [self.out_features, *self.blocks_of_order]
 
     def refuses(self, x: Tensor) -> str | None:
         """Say why a call cannot be taken; the weight is known to be fit."""
@@ -87,19 +97,20 @@ class TritonWeight:
         self, x: Float[Tensor, "*batch in"], bias: Float[Tensor, " out"] | None = None
     ) -> Float[Tensor, "*batch out"]:
         """Compute ``x Ŵᵀ + bias``."""
-        return OPERATOR(x, self.tensors(), bias, [self.out_features])
+        return OPERATOR(x, self.tensors(), bias, self.facts())
 
     def restore(self) -> BinaryWeight:
         """Return the weight in the neutral layout, bit for bit."""
         orders, block = self.orders.tolist(), self.block_size
-        columns, at = [], 0
+        back = self.groups.argsort(stable=True)
+        padded, columns, at = self.columns[back], [], 0
         for b, order in enumerate(orders):
             width = min(block, self.in_features - b * block)
-            columns.append(self.columns[at : at + order, :width].flatten())
+            columns.append(padded[at : at + order, :width].flatten())
             at += order
         return BinaryWeight(
-            planes=from_words(self.words, orders, self.in_features, block),
-            row_scales=self.rows.T.contiguous(),
+            planes=from_words(self.words[back], orders, self.in_features, block),
+            row_scales=self.rows[back].T.contiguous(),
             column_scales=torch.cat(columns),
             orders=self.orders,
             block_size=block,
