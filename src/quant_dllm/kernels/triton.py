@@ -157,6 +157,13 @@ def _in_splits(
     return y
 
 
+def missing() -> str | None:
+    """Say why nothing can run on a GPU of this machine."""
+    if not torch.cuda.is_available():
+        return "torch sees no GPU"
+    return _missing(torch.device("cuda", torch.cuda.current_device()))
+
+
 @cache
 def _missing(device: torch.device) -> str | None:
     """Say why no program can run on a GPU."""

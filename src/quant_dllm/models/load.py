@@ -13,7 +13,7 @@ from quant_dllm.memory import PeakMemory
 from quant_dllm.models.backbone import Backbone
 from quant_dllm.models.model import DiffusionLM, resolve_mask_token
 from quant_dllm.models.source import Source, open_model
-from quant_dllm.weights.base import WEIGHTS
+from quant_dllm.weights.base import WEIGHTS, QuantizedWeight
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,14 @@ def load(
         (peak.process or 0) / 1e6,
     )  # fmt: skip
     return DiffusionLM(source, backbone, mask_token_id).eval()
+
+
+def packed_weight(source: Source, slot: str, device: torch.device) -> QuantizedWeight:
+    """Read the weight of one packed layer, alone, in the neutral layout."""
+    layout = dict(source.packed_layers[slot])
+    kind = WEIGHTS.get(layout.pop("kind"))
+    tensors = {name: source.tensor(f"{slot}.{name}").to(device) for name in kind.names}
+    return kind(**tensors, **layout)
 
 
 def usable_device(device: str | torch.device) -> torch.device:
