@@ -78,6 +78,29 @@ def test_a_file_that_is_no_library_is_a_reason(tmp_path):
         native.open_library(tmp_path / "qdllm.so")
 
 
+def test_a_prebuilt_library_that_does_not_fit_is_made_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(compiler, "PREBUILT", tmp_path / "qdllm.so")
+    (tmp_path / "qdllm.so").write_bytes(b"of another machine")
+    monkeypatch.setattr(compiler, "made", lambda: tmp_path / "made.so")
+    monkeypatch.setattr(native, "open_library", opened := Opened())
+    native.library.cache_clear()
+    assert native.library() == tmp_path / "made.so"
+    native.library.cache_clear()
+    opened.fits = ()
+    with pytest.raises(CompileError, match=r"qdllm\.so does not fit; .*made\.so does not fit"):
+        native.library()
+    native.library.cache_clear()
+
+
+class Opened:
+    fits = ("made.so",)
+
+    def __call__(self, path):
+        if path.name not in self.fits:
+            raise CompileError(f"{path} does not fit")
+        return path
+
+
 def test_without_a_library_the_reference_multiplies_and_says_so_once(
     kernels, nothing_prebuilt, monkeypatch, caplog
 ):

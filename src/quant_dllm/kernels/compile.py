@@ -29,7 +29,7 @@ UNITS: dict[str, Units] = {
 }  # fmt: skip
 """Flags of each unit, by machine; ``lacks()`` of a unit asks the processor for every one."""
 NAMES = {"AMD64": "x86_64", "arm64": "aarch64"}
-TIMEOUT = 120  # seconds a compiler may take
+TIMEOUT = 600  # seconds a compiler may take: some on a machine at rest
 
 
 class CompileError(Exception):
@@ -41,16 +41,23 @@ def machine() -> str:
     return NAMES.get(platform.machine(), platform.machine())
 
 
-def find(cache: Path | None = None) -> Path:
-    """Return a library for this machine; make it where there is none yet.
+def find() -> Path:
+    """Return a library for this machine: the prebuilt one, or `made`.
 
     Raises:
         CompileError: No library, and no compiler that could make one.
     """
-    if PREBUILT.is_file():
-        return PREBUILT
+    return PREBUILT if PREBUILT.is_file() else made()
+
+
+def made() -> Path:
+    """Return the library of the user's cache; make it where there is none yet.
+
+    Raises:
+        CompileError: No compiler, or one that fails.
+    """
     compiler = find_compiler()
-    path = (cache or cache_folder()) / f"qdllm-{key(compiler)}.so"
+    path = cache_folder() / f"qdllm-{key(compiler)}.so"
     if not path.is_file():
         build(path, compiler)
     return path
@@ -104,9 +111,9 @@ def build(path: Path, compiler: str, extra: Sequence[str] = (), units: Units | N
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder) / path.name
             try:
-                _run(commands(made, compiler, ("-fopenmp", *extra), units))
+                run(commands(made, compiler, ("-fopenmp", *extra), units))
             except CompileError:  # some compilers come without OpenMP: one thread is enough then
-                _run(commands(made, compiler, extra, units))
+                run(commands(made, compiler, extra, units))
             made.replace(path)
     except OSError as error:
         raise CompileError(f"{path.parent} cannot be written: {error.strerror or error}") from None
@@ -123,7 +130,12 @@ def commands(path: Path, compiler: str, extra: Sequence[str], units: Units) -> l
     return [*compiling, [compiler, "-shared", *extra, *objects.values(), "-o", str(path), "-lm"]]
 
 
-def _run(commands: list[list[str]]) -> None:
+def run(commands: list[list[str]]) -> None:
+    """Run compilers one after the other.
+
+    Raises:
+        CompileError: One failed, or took too long.
+    """
     for command in commands:
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)

@@ -168,7 +168,15 @@ def library() -> ctypes.CDLL:
     Raises:
         CompileError: There is none, or it is of another version.
     """
-    return open_library(compiler.find())
+    try:
+        return open_library(compiler.find())
+    except compiler.CompileError as unfit:
+        if not compiler.PREBUILT.is_file():
+            raise
+        try:
+            return open_library(compiler.made())
+        except compiler.CompileError as error:
+            raise compiler.CompileError(f"{unfit}; {error}") from None
 
 
 def open_library(path: Path) -> ctypes.CDLL:
