@@ -30,6 +30,7 @@ QUANTIZERS = Registry(
     "quantizer",
     {
         "daq": "quant_dllm.quantizers.daq:DataAwareAnyOrderQuantizer",
+        "gptaq": "quant_dllm.quantizers.gptaq:GPTAQ",
         "gptq": "quant_dllm.quantizers.gptq:GPTQ",
         "rtn": "quant_dllm.quantizers.rtn:RTN",
     },
