@@ -32,6 +32,7 @@ QUANTIZERS = Registry(
         "daq": "quant_dllm.quantizers.daq:DataAwareAnyOrderQuantizer",
         "gptaq": "quant_dllm.quantizers.gptaq:GPTAQ",
         "gptq": "quant_dllm.quantizers.gptq:GPTQ",
+        "hqq": "quant_dllm.quantizers.hqq:HalfQuadraticQuantizer",
         "rtn": "quant_dllm.quantizers.rtn:RTN",
     },
 )
