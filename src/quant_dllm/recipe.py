@@ -23,6 +23,7 @@ PRECISIONS = Registry(
     "precision policy",
     {
         "abmp": "quant_dllm.precision.abmp:AdaptiveBlockwiseMixedPrecision",
+        "slim": "quant_dllm.precision.slim:SalienceDeterminedBitAllocation",
         "uniform": "quant_dllm.precision.uniform:Uniform",
     },
 )
@@ -34,6 +35,7 @@ QUANTIZERS = Registry(
         "gptq": "quant_dllm.quantizers.gptq:GPTQ",
         "hqq": "quant_dllm.quantizers.hqq:HalfQuadraticQuantizer",
         "rtn": "quant_dllm.quantizers.rtn:RTN",
+        "slim-llm": "quant_dllm.quantizers.slim_llm:SliMLLM",
     },
 )
 PARTS = {"calibration": CALIBRATIONS, "precision": PRECISIONS, "quantizer": QUANTIZERS}
