@@ -30,6 +30,7 @@ PRECISIONS = Registry(
 QUANTIZERS = Registry(
     "quantizer",
     {
+        "awq": "quant_dllm.quantizers.awq:AWQ",
         "daq": "quant_dllm.quantizers.daq:DataAwareAnyOrderQuantizer",
         "gptaq": "quant_dllm.quantizers.gptaq:GPTAQ",
         "gptq": "quant_dllm.quantizers.gptq:GPTQ",

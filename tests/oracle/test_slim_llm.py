@@ -14,37 +14,17 @@ from quant_dllm.rounding.grid import Grid
 from quant_dllm.statistics.hessian import damp
 from quant_dllm.statistics.layer import LayerStatistics
 from tests.conftest import EVERYTHING
+from tests.oracle.by_hand import levels, nearest, rounded_by_rows, sides
 from tests.oracle.test_sweep import optimal_brain_quantizer
 
 BLOCK = 20  # four blocks, the last of 12
 each = partial(zip, strict=True)
 
 
-def levels(low, high, bits):
-    """Return the levels of one row from ``low`` to ``high``, zero being one of them."""
-    top = 2**bits - 1
-    scale = float(torch.tensor((high - low) / top).half()) or 1.0
-    zero = min(max(round(-low / scale), 0), top)
-    return [scale * (c - zero) for c in range(top + 1)]
-
-
-def nearest(row, candidates):
-    return [min(candidates, key=lambda level: abs(level - w)) for w in row]
-
-
-def sides(row):
-    """Return the levels of one bit: a mean distance on each side of the mean."""
-    mean = sum(row) / len(row)
-    apart = sum(abs(w - mean) for w in row) / len(row)
-    return [mean - apart, mean + apart]
-
-
-def rounded_by_rows(block, bits):
-    rows = []
-    for row in block.tolist():
-        spans = levels(min(*row, 0), max(*row, 0), bits) if bits > 1 else sides(row)
-        rows.append(nearest(row, spans))
-    return torch.tensor(rows).double()
+def rounded(block, bits):
+    if bits > 1:
+        return rounded_by_rows(block, bits)
+    return torch.tensor([nearest(row, sides(row)) for row in block.tolist()]).double()
 
 
 def divergences(weight, x, ranked, size, budget):
@@ -54,7 +34,7 @@ def divergences(weight, x, ranked, size, budget):
         bits = {b: budget for b in range(-(-weight.shape[1] // size))}
         bits |= {b: budget - 1 for b in ranked[:p]} | {b: budget + 1 for b in ranked[::-1][:p]}
         q = torch.cat(
-            [rounded_by_rows(weight[:, b * size : (b + 1) * size], n) for b, n in bits.items()], 1
+            [rounded(weight[:, b * size : (b + 1) * size], n) for b, n in bits.items()], 1
         )
         full, ours = (x @ weight.T).softmax(-1), (x @ q.T).softmax(-1)
         found.append(((full * (full / ours).log()).sum(-1).mean().item(), bits))
