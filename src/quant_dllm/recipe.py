@@ -30,7 +30,9 @@ PRECISIONS = Registry(
 QUANTIZERS = Registry(
     "quantizer",
     {
+        "arb-llm": "quant_dllm.quantizers.arb_llm:ARBLLM",
         "awq": "quant_dllm.quantizers.awq:AWQ",
+        "billm": "quant_dllm.quantizers.billm:BiLLM",
         "daq": "quant_dllm.quantizers.daq:DataAwareAnyOrderQuantizer",
         "gptaq": "quant_dllm.quantizers.gptaq:GPTAQ",
         "gptq": "quant_dllm.quantizers.gptq:GPTQ",
