@@ -4,6 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from jaxtyping import Int
+from torch import Tensor
+
 from quant_dllm.models.backbone import BackboneConfig
 
 
@@ -31,6 +34,10 @@ class ModelFamily:
     names: dict[str, str]
     mask_tokens: tuple[str, ...]
     shift: bool = False
+
+    def row(self, position: Int[Tensor, " some"]) -> Int[Tensor, " some"]:
+        """Return the rows of the logits in which the tokens of positions are predicted."""
+        return (position - 1).clamp_min(0) if self.shift else position
 
     def upstream(self, name: str) -> str:
         """Translate a tensor of the backbone, ``blocks.3.mlp.down.weight``, to upstream's name."""

@@ -72,18 +72,16 @@ class DiffusionLM(nn.Module):
         rows of it.
         """
         rows = torch.arange(input_ids.shape[1])[positions]
-        return self.backbone.project(self.backbone.hidden(input_ids)[:, self._row(rows)])
+        return self.backbone.project(self.backbone.hidden(input_ids)[:, self.family.row(rows)])
 
     def logits_at(
         self, input_ids: Int[Tensor, "batch length"], where: Bool[Tensor, "batch length"]
     ) -> Float[Tensor, "some vocab"]:
         """Score the tokens of the marked positions themselves, row after row."""
         batch, position = where.nonzero(as_tuple=True)
-        return self.backbone.project(self.backbone.hidden(input_ids)[batch, self._row(position)])
-
-    def _row(self, position: Int[Tensor, " some"]) -> Int[Tensor, " some"]:
-        """Return the row of the logits in which a position's own token is predicted."""
-        return (position - 1).clamp_min(0) if self.family.shift else position
+        return self.backbone.project(
+            self.backbone.hidden(input_ids)[batch, self.family.row(position)]
+        )
 
     def packed(self) -> list[QuantLinear]:
         """List the packed layers; none in a 16-bit model."""
