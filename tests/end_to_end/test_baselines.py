@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import quant_dllm
+from quant_dllm.cli.main import main
 from quant_dllm.linear import QuantLinear
 from quant_dllm.quantizers.gptaq import GPTAQ
 from tests.conftest import SMALL_RECIPE
@@ -19,7 +20,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("recipe", KINDS)
-def test_it_is_quantized_and_answers_by_what_it_stores(recipe, small_model, tmp_path):
+def test_it_is_quantized_and_answers_by_what_it_stores(recipe, small_model, tmp_path, capsys):
     record = quant_dllm.quantize(small_model, tmp_path / "q", recipe, settings=SMALL_RECIPE)
     assert {layer.layout["kind"] for layer in record.layers} <= KINDS[recipe]
     budget = 2.0 if recipe.endswith("2bit") else 1.0
@@ -29,6 +30,9 @@ def test_it_is_quantized_and_answers_by_what_it_stores(recipe, small_model, tmp_
         assert record.bits.code == budget
     assert record.bits.code < record.bits.stored
     assert all(0 < layer.error < 1 for layer in record.layers if layer.error is not None)
+    assert main(["inspect", str(tmp_path / "q")]) == 0
+    facts = capsys.readouterr().out
+    assert ("layers are simulated" in facts) == ("simulated" in KINDS[recipe])
     model = quant_dllm.load(tmp_path / "q")
     ids = torch.arange(24).view(2, 12)
     logits = model(ids).logits
