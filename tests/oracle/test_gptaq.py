@@ -38,10 +38,15 @@ def optimal_on_the_full_output(weight, X, X_full, fit_block):
     return q
 
 
-@pytest.fixture
-def drifted():
+def drifted_layer():
+    """Return a weight, the statistics of its inputs, X and X̃."""
     weight, x, stats = correlated_layer(24, 72)
     return weight, stats, *tokens_with_damping(x, full_inputs(x))
+
+
+@pytest.fixture
+def drifted():
+    return drifted_layer()
 
 
 @pytest.mark.parametrize("bits", [[2, 2, 2, 2], [3, 1, 4, 2]])
