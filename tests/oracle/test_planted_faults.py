@@ -24,12 +24,12 @@ from tests.oracle import test_gptaq, test_planes, test_sweep
 from tests.unit import test_abmp, test_mcs
 
 
-def with_layer(test: Callable) -> Callable[[], None]:
+def with_layer(test: Callable, **options) -> Callable[[], None]:
     """Give a test the layer that its fixture would."""
 
     def run() -> None:
         weight, _, stats = correlated_layer(24, 72)
-        test((weight, stats))
+        test((weight, stats), **options)
 
     return run
 
@@ -48,7 +48,9 @@ def scales_oracle() -> None:
     test_planes.test_row_and_column_scales_are_exact_minimisers(2, weighted=True)
 
 
-GPTQ_ORACLE = with_layer(test_sweep.test_gptq_equals_optimal_brain_quantization_across_blocks)
+GPTQ_ORACLE = with_layer(
+    test_sweep.test_gptq_equals_optimal_brain_quantization_across_blocks, static_groups=False
+)
 FACTOR_ORACLE = with_layer(test_sweep.test_the_factor_is_that_of_the_inverse)
 EXACT_ORACLE = with_layer(test_sweep.test_the_exact_form_moves_later_blocks_to_their_optimum)
 RELEASE_ORACLE = with_layer(test_sweep.test_the_release_form_divides_by_the_diagonal)

@@ -14,7 +14,8 @@ Symbols:
 Reference: Li et al., "GPTAQ", arXiv:2504.02692. The published code differs from its derivation in
 two places. It uses the column before rounding inside a block, but the rounded one across blocks;
 here it is the former everywhere, so that the result does not depend on where the blocks end. And
-it multiplies P by a constant 0.25 that the derivation does not have, see ``strength``.
+it multiplies P by a constant 0.25 that the derivation does not have, see ``strength``. Grids are
+those of `gptq`, in groups; the authors' scripts search a clip for whole rows, see ``search``.
 """
 
 from dataclasses import dataclass
