@@ -30,9 +30,11 @@ class SalienceDeterminedBitAllocation(Uniform):
     """Rank blocks by their mean salience W²/D²; search how many of them trade a bit.
 
     D is the diagonal of U, as in the authors' code. What differs from it: p may be 0, as the paper
-    says but neither its algorithm nor its code does; the divergence is from the full-precision
-    output to the rounded one, as in the paper, where the code has it the other way round and clamps
-    the probabilities; and a short last block keeps the budget, which is therefore met exactly.
+    says but neither its algorithm nor its code does, and half of the blocks, where the code stops
+    before; the divergence is from the full-precision output to the rounded one, as in the paper,
+    where the code has it the other way round and clamps the probabilities; it is taken over a
+    sample of the tokens, not all; one bit has the levels of `quantizers/slim_llm.py`; and a short
+    last block keeps the budget, which is therefore met exactly.
     """
 
     needs: ClassVar[Needs] = Needs.HESSIAN | Needs.SAMPLES

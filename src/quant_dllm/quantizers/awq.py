@@ -33,10 +33,11 @@ QUIETEST = 1e-4  # of the loudest channel's mean: what a dead channel counts as
 class AWQ:
     """Search a scale for the inputs of a stage, then a clip for each group.
 
-    It differs from llm-awq in four ways. Errors are those of the layers' own outputs, by H; there
+    It differs from llm-awq in five ways. Errors are those of the layers' own outputs, by H; there
     the scale of q, k, v and of gate, up is chosen by the output of the attention and of the MLP.
-    The clip's error is over all tokens, not 512. Queries and keys are clipped like the others. And
-    a channel counts as no quieter than 10⁻⁴ of the loudest one.
+    Inputs are those of the model as it is quantized so far; there, of the full-precision model. The
+    clip's error is over all tokens, not 512. Queries and keys are clipped like the others. And a
+    channel counts as no quieter than 10⁻⁴ of the loudest one; there, s as no less than 10⁻⁴.
 
     Attributes:
         steps: Candidates for α in [0, 1), and steps of the clip in [0, 1].

@@ -34,10 +34,11 @@ from quant_dllm.weights.uniform import Group
 class HalfQuadraticQuantizer:
     """Fit each group's zero point, a float16; round to nearest.
 
-    It differs from the hqq package in three ways. Groups lie along the inputs (its ``axis=1``).
-    Each group keeps its best zero point, by mean absolute error; the package stops all groups of a
-    matrix together when their mean no longer falls, one step late. And β grows, as in the article;
-    the package's default solver leaves it.
+    It differs from the hqq package in four ways. Each group keeps its best zero point, by mean
+    absolute error; the package stops all groups of a matrix together when their mean no longer
+    falls, one step late. β grows, as in the article; the package's default solver leaves it. At
+    four bits the package rounds the first zero point to a whole number; here none is. And its
+    groups are of 64 by default; those of the recipes are of 128, as every other method's.
 
     Attributes:
         norm: p, the power of the loss, above 0 and at most 1.

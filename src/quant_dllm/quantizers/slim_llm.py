@@ -34,9 +34,10 @@ class SliMLLM:
     Both the paper's equation 5 and the default of its code add the salient sum and the other one
     as they are, at which the salience cancels; ``emphasis`` above 1 does what the text says.
 
-    A group of one bit has a level on each side of its mean, as in the code. Its zero point is not
-    a whole number, so that a matrix with such a group stores float16 zero points. The paper's
-    algorithm 1 feeds a whole block's error on; column by column is its text and its code.
+    A group of one bit has a level on each side of its mean, as in the code, at the mean distance
+    from it (there: at the mean magnitude). Its zero point is not a whole number, so that a matrix
+    with such a group stores float16 zero points. The paper's algorithm 1 feeds a whole block's
+    error on; column by column is its text and its code.
 
     Attributes:
         spread: τ lies in 1 ± ``spread``.
