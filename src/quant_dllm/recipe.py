@@ -16,6 +16,7 @@ CALIBRATIONS = Registry(
     "calibration",
     {
         "mcs": "quant_dllm.calibration.mcs:MaskedCalibrationSimulation",
+        "trajectory": "quant_dllm.calibration.trajectory:DenoisingTrajectory",
         "visible": "quant_dllm.calibration.visible:Visible",
     },
 )
