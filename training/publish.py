@@ -27,9 +27,9 @@ def main() -> None:
     args = parser.parse_args()
     ASSETS.mkdir(parents=True, exist_ok=True)
     for path in (args.runs / "tiny").iterdir():
-        shutil.copy(path, ASSETS / path.name)
+        shutil.copyfile(path, ASSETS / path.name)
     for split in ("calibration", "validation", "heldout"):
-        shutil.copy(args.data / f"{split}.txt.gz", ASSETS)
+        shutil.copyfile(args.data / f"{split}.txt.gz", ASSETS / f"{split}.txt.gz")
     corpus = json.loads((args.data / "corpus.json").read_text())
     record = json.loads((args.runs / "train_tiny.json").read_text())
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,8 @@ def card(corpus: dict, record: dict) -> str:
         **facts | {
             "parameters": record["parameters"] / 1e6, "context": config["max_sequence_length"],
             "megabytes": Folder(ASSETS).weight_bytes / 1e6,
-            "sampled": corpus["sampled_tokens"] / 1e6, "train_tokens": corpus["train_tokens"] / 1e6, "tokens": record["tokens"] / 1e6,
+            "sampled": corpus["sampled_tokens"] / 1e6, "tokens": record["tokens"] / 1e6,
+            "train_tokens": corpus["train_tokens"] / 1e6,
             "epochs": record["tokens"] / corpus["train_tokens"], "sequences": found.sequences,
             "window": found.length, "draws": found.draws, "nelbo": found.nelbo,
             "stderr": found.nelbo_stderr, "perplexity": found.perplexity,
