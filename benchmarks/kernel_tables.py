@@ -1,9 +1,9 @@
 """Tables of `docs/kernels.md`, made of records between two marks."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from quant_dllm.report.table import markdown
 from records import ROOT
 
 PAGE = ROOT / "docs" / "kernels.md"
@@ -30,13 +30,6 @@ def text(found: list[dict[str, Any]], must: Must) -> str:
     parts = [head, "### Times torch, order 2\n", _ratios(rows, unit, must.get(unit, {}))]
     parts += ["### Times\n", _times(rows), "### Rates\n", _rates(rows, unit, found)]
     return "\n".join(parts)
-
-
-def markdown(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Write one table."""
-    columns = list(columns)
-    lines = [columns, ["---"] + ["--:"] * (len(columns) - 1), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _median(rows: list[dict], **wanted: Any) -> float | None:

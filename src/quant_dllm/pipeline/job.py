@@ -17,6 +17,7 @@ from quant_dllm.models.bundled import bundled_text
 from quant_dllm.models.load import default_dtype, usable_device
 from quant_dllm.models.model import load_tokenizer, resolve_mask_token
 from quant_dllm.models.source import Source, open_model
+from quant_dllm.pipeline.writing import Writing
 from quant_dllm.precision.uniform import Uniform
 from quant_dllm.quantizers.base import Quantizer
 from quant_dllm.recipe import Recipe
@@ -116,8 +117,9 @@ class Job:
     def views(self) -> Int[Tensor, "views length"]:
         """Return what the model is shown."""
         assert self.windows is not None, "a recipe that looks at no data shows none"
+        writing = Writing(self.source.folder.path, self.device, self.mask_token_id)
         return torch.stack(
-            list(self.calibration.views(self.windows, self.mask_token_id, self.seed))
+            list(self.calibration.views(self.windows, self.mask_token_id, self.seed, writing))
         )
 
 
