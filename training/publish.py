@@ -41,7 +41,7 @@ def card(corpus: dict, record: dict) -> str:
     """Write the model card from what sampling and training recorded, and from the model itself."""
     model = load(ASSETS)
     found = evaluate(model, text=ASSETS / "heldout.txt.gz")
-    story = generate(model, PROMPT, length=160)
+    story = generate(model, PROMPT, length=128, block_length=8, temperature=0.7, seed=1)
     config = json.loads((ASSETS / "config.json").read_text())
     shown = record["curve"][:: max(1, len(record["curve"]) // 10)]
     curve = [*shown, {"minutes": record["minutes"], "tokens": record["tokens"],

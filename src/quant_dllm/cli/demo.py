@@ -50,7 +50,9 @@ def _run(out: Path) -> None:
         "± standard error", COLUMNS, rows,
     )  # fmt: skip
     for name, model in (("16-bit", base), (RECIPES[-1], load(out / RECIPES[-1]))):
-        story = generate(model, PROMPT, length=128, track=track)
+        story = generate(
+            model, PROMPT, length=128, block_length=8, temperature=0.7, seed=1, track=track
+        )
         print(f"{name}, {story.calls} model calls:\n{PROMPT}{story.text}\n")
 
 
