@@ -1,9 +1,9 @@
-# make demo · make test · make check · make install
+# make demo · make test · make check · make sanitize · make install
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check install clean
+.PHONY: demo test check sanitize install clean
 
 demo: .venv/installed
 	$(BIN)/quant-dllm demo
@@ -16,6 +16,9 @@ check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/pyright
+
+sanitize: .venv/installed
+	$(BIN)/python -m tests.native.sanitized address,undefined
 
 install: .venv/installed
 

@@ -27,7 +27,7 @@ def text(found: list[dict[str, Any]], must: Must) -> str:
         f"Measured on {first['processor']}; torch {first['torch']}, commit {first['commit']}, "
         f"{first['date']}. Unit: {unit}.\n"
     )
-    parts = [head, "### Times torch, order 2\n", _ratios(rows, unit, must.get(unit, {}))]
+    parts = [head, "### Times faster, order 2\n", _ratios(rows, unit, must.get(unit, {}))]
     parts += ["### Times\n", _times(rows), "### Rates\n", _rates(rows, unit, found)]
     return "\n".join(parts)
 
@@ -51,7 +51,7 @@ def _ratios(rows: list[dict], unit: str, must: dict[int, float]) -> str:
     tokens, lines = _tokens(rows), []
     lines.append(["**must**, over torch bfloat16", "", *(f"{must.get(m, '-')}" for m in tokens)])
     for inputs, out, threads in _cases(rows):
-        for reference in ("torch bfloat16", "torch float32"):
+        for reference in dict.fromkeys(r["backend"] for r in rows if not r["order"]):
             cells = []
             for m in tokens:
                 case = {"in": inputs, "out": out, "threads": threads, "tokens": m}

@@ -14,3 +14,7 @@ static inline int32x4_t emulate_cvtnq_s32_f32(float32x4_t v) {
     return vld1q_s32(out);
 }
 #define vcvtnq_s32_f32 emulate_cvtnq_s32_f32
+
+/* SIMDe shifts negative numbers to the left, which C leaves undefined. */
+#undef vshll_n_s8
+#define vshll_n_s8(v, n) vmulq_n_s16(vmovl_s8(v), (int16_t)(1 << (n)))

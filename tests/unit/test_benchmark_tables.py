@@ -1,0 +1,45 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import kernel_tables
+import records
+
+
+def record(backend, order, tokens, median):
+    return {
+        "what": "binary_linear", "backend": backend, "order": order, "in": 4096, "out": 4096,
+        "tokens": tokens, "threads": 1, "median_us": median, "iqr_us": 3.0, "processor": "P",
+        "torch": "2", "commit": "c", "date": "d",
+    }  # fmt: skip
+
+
+@pytest.fixture
+def found():
+    made = [record("avx2", 2, 1, 100.0), record("avx2", 2, 8, 500.0), record("avx2", 3, 1, 150.0)]
+    made += [record("torch bfloat16", 0, 1, 900.0), record("torch bfloat16", 0, 8, 1000.0)]
+    return [*made, {"what": "ceiling", "lookups_per_s": 1e12}]
+
+
+def test_tables_say_what_is_missed(found):
+    text = kernel_tables.text(found, {"avx2": {1: 8, 8: 2.6}})
+    assert "| 4096→4096, over torch bfloat16 | 1 | 9.00 | 2.00 (missed) |" in text
+    assert "| 4096→4096 | 1 | avx2, order 3 | 0.15 ± 0.003 | - |" in text
+    assert "| M = 1 | 336 | 84 | 8% |" in text  # 2 · 4096² / 100 µs; 4096² / 2 look-ups
+
+
+def test_tables_stand_between_their_marks(found, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{kernel_tables.BEGIN}\nold\n{kernel_tables.END}\nafter\n")
+    kernel_tables.write(found, {}, page)
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    kernel_tables.write(found, {}, page)
+    assert page.read_text() == text
+
+
+def test_a_spread_has_units():
+    found = records.spread([1e-3, 2e-3, 3e-3, 4e-3, 5e-3])
+    assert found == {"median_us": 3000.0, "iqr_us": 2000.0, "min_us": 1000.0, "runs": 5}
