@@ -1,3 +1,4 @@
+import ctypes
 import logging
 import stat
 
@@ -84,7 +85,8 @@ def test_a_prebuilt_library_that_does_not_fit_is_made_anew(tmp_path, monkeypatch
     monkeypatch.setattr(compiler, "made", lambda: tmp_path / "made.so")
     monkeypatch.setattr(native, "open_library", opened := Opened())
     native.library.cache_clear()
-    assert native.library() == tmp_path / "made.so"
+    native.library()
+    assert opened.last == tmp_path / "made.so"
     native.library.cache_clear()
     opened.fits = ()
     with pytest.raises(CompileError, match=r"qdllm\.so does not fit; .*made\.so does not fit"):
@@ -98,7 +100,8 @@ class Opened:
     def __call__(self, path):
         if path.name not in self.fits:
             raise CompileError(f"{path} does not fit")
-        return path
+        self.last = path
+        return ctypes.CDLL(None)
 
 
 def test_without_a_library_the_reference_multiplies_and_says_so_once(
