@@ -199,8 +199,7 @@ def _dense_layer(layer: QuantLinear, dtype: torch.dtype) -> nn.Linear:
     with torch.device("meta"):
         made = nn.Linear(weight.in_features, weight.out_features, bias=bias is not None)
     made.weight = nn.Parameter(weight.dequantize().to(dtype), requires_grad=False)
-    if bias is not None:
-        made.bias = bias
+    made.register_parameter("bias", bias)
     return made
 
 
