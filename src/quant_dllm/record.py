@@ -18,6 +18,8 @@ class LayerRecord:
         tokens: Tokens that it was calibrated on.
         seconds: Time that rounding took, without gathering the inputs.
         layout: What a loader must know of the stored weight.
+        chosen: Tokens that chose the expert, where they were so few that it was calibrated on all
+            tokens instead; else ``None``.
     """
 
     name: str
@@ -30,6 +32,7 @@ class LayerRecord:
     tokens: int
     seconds: float
     layout: dict[str, Any]
+    chosen: int | None = None
 
     def line(self) -> str:
         """Format for a log."""

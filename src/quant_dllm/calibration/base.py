@@ -43,5 +43,8 @@ class Calibration:
     def views(
         self, windows: Int[Tensor, "n length"], mask_token_id: int, seed: int
     ) -> Iterator[Int[Tensor, " length"]]:
-        """Yield what the model is shown, made of the whole corpus."""
+        """Yield what the model is shown, made of the whole corpus.
+
+        Each window has as many views as every other, and they follow each other.
+        """
         raise AssertionError("a calibration says what it hides")

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from quant_dllm.errors import CheckpointError, RequestError
 from quant_dllm.linear import QuantLinear
 from quant_dllm.memory import PeakMemory
-from quant_dllm.models.backbone import Backbone
-from quant_dllm.models.model import DiffusionLM, resolve_mask_token
+from quant_dllm.models.experts import Router
+from quant_dllm.models.mask_token import resolve_mask_token
+from quant_dllm.models.model import DiffusionLM
+from quant_dllm.models.network import Network
 from quant_dllm.models.source import Source, open_model
 from quant_dllm.weights.base import WEIGHTS
 
@@ -24,6 +26,7 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     mask_token_id: int | None = None,
+    attention_block: int | None = None,
 ) -> DiffusionLM:
     """Load a model, 16-bit or packed, ready to call.
 
@@ -35,20 +38,23 @@ def load(
         device: Where to put it.
         dtype: What to compute in; float32 on a CPU, bfloat16 elsewhere if not given.
         mask_token_id: The mask token, where the folder does not say.
+        attention_block: See `open_model`.
 
     Raises:
         ModelError: Missing or damaged files, an architecture that we do not know.
         CheckpointError: A packed checkpoint of a later format, or one that lacks tensors.
     """
     began, peak = time.monotonic(), PeakMemory()
-    source = open_model(model)
+    source = open_model(model, attention_block)
     target = usable_device(device)
     backbone = empty_backbone(source)
     kind = dtype or default_dtype(target)
     source.check(backbone)
     for name in backbone.state_dict():
-        _place(backbone, name, source.tensor(name), target, kind)
-    assert not any(p.is_meta for p in backbone.parameters()), "every tensor was placed"
+        place(backbone, name, source.tensor(name), target, kind)
+    place_buffers(backbone, target)
+    tensors = (*backbone.parameters(), *backbone.buffers())
+    assert not any(tensor.is_meta for tensor in tensors), "every tensor was placed"
     if mask_token_id is not None:
         mask_token_id = resolve_mask_token(source, mask_token_id, None)
     logger.info(
@@ -79,7 +85,7 @@ def default_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
-def empty_backbone(source: Source) -> Backbone:
+def empty_backbone(source: Source) -> Network:
     """Build the network on the meta device, packed where the folder is packed."""
     backbone = source.empty()
     for slot, layout in source.packed_layers.items():
@@ -104,12 +110,23 @@ def _empty_layer(source: Source, slot: str, layout: dict, bias: Tensor | None) -
     return QuantLinear(kind, tensors, layout, bias)
 
 
-def _place(
-    backbone: Backbone, name: str, tensor: Tensor, device: torch.device, dtype: torch.dtype
+def place(
+    network: nn.Module, name: str, tensor: Tensor, device: torch.device, dtype: torch.dtype
 ) -> None:
-    """Put one tensor where it belongs; floats of layers that are not packed take ``dtype``."""
+    """Put one tensor where it belongs.
+
+    Floats take ``dtype``, but for those of packed layers and of routers: both stay what they are.
+    """
     slot, _, leaf = name.rpartition(".")
-    module = backbone.get_submodule(slot)
+    module = network.get_submodule(slot)
     packed = isinstance(module, QuantLinear) and leaf in module.kind.names
-    moved = tensor.to(device) if packed else tensor.to(device, dtype)
+    kept = packed or isinstance(module, Router)
+    moved = tensor.to(device) if kept else tensor.to(device, dtype)
     setattr(module, leaf, nn.Parameter(moved, requires_grad=False))
+
+
+def place_buffers(network: nn.Module, device: torch.device) -> None:
+    """Move what is computed and not stored, as wrapped networks have it."""
+    for module in network.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))

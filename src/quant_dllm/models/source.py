@@ -1,24 +1,34 @@
 """Find a model by name and see what it is, without reading its weights."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from quant_dllm.checkpoint.folder import METHOD, Folder
 from quant_dllm.errors import ModelError, hint
-from quant_dllm.models.backbone import Backbone, BackboneConfig
+from quant_dllm.models.config import BackboneConfig
 from quant_dllm.models.family import ModelFamily
+from quant_dllm.models.network import Network
 from quant_dllm.registry import Registry
 
 FAMILIES = Registry(
     "family",
     {
+        "a2d-qwen2": "quant_dllm.models.a2d:QWEN2",
+        "a2d-qwen3": "quant_dllm.models.a2d:QWEN3",
         "diffullama": "quant_dllm.models.diffullama:FAMILY",
+        "dream": "quant_dllm.models.dream:FAMILY",
+        "fast-dllm": "quant_dllm.models.fast_dllm:FAMILY",
+        "illada": "quant_dllm.models.illada:FAMILY",
         "llada": "quant_dllm.models.llada:FAMILY",
+        "llada-moe": "quant_dllm.models.llada_moe:FAMILY",
+        "llada2": "quant_dllm.models.llada2:FAMILY",
+        "sdar": "quant_dllm.models.sdar:FAMILY",
     },
 )
 TINY = "tiny"
@@ -43,7 +53,7 @@ class Source:
 
     @property
     def packed_layers(self) -> dict[str, dict[str, Any]]:
-        """Map slots of the backbone to the stored layout of their weights; empty at 16 bits."""
+        """Map slots of the network to the stored layout of their weights; empty at 16 bits."""
         quantization = self.folder.quantization
         if not quantization:
             return {}
@@ -53,10 +63,10 @@ class Source:
                 "quant-dllm does not read. Use the 16-bit model."
             )
         layers = quantization["layers"]
-        linears = (slot for slot in self.slots(nn.Linear) if self.upstream(slot) in layers)
-        return {slot: layers[self.upstream(slot)] for slot in linears}
+        slots = (slot for slot in self.layers if self.upstream(slot) in layers)
+        return {slot: layers[self.upstream(slot)] for slot in slots}
 
-    def check(self, backbone: Backbone) -> None:
+    def check(self, backbone: Network) -> None:
         """Hold the weight files' names and shapes against a network, before any is read.
 
         Args:
@@ -75,7 +85,7 @@ class Source:
                     f"{upstream} of {self.folder.path} has shape {list(found)}; config.json wants "
                     f"{list(wanted.shape)}. The two do not belong together: download both again."
                 )
-        extra = sorted(self.folder.tensor_names - claimed)
+        extra = sorted(name for name in self.folder.tensor_names - claimed if not self._idle(name))
         if extra:
             raise ModelError(
                 f"{self.folder.path} holds tensors that a {self.family.name} model does not have: "
@@ -83,18 +93,24 @@ class Source:
                 "It is of another architecture."
             )
 
-    def empty(self) -> Backbone:
-        """Build the 16-bit network on the meta device."""
-        with torch.device("meta"):
-            return Backbone(self.config)
+    def _idle(self, name: str) -> bool:
+        """Tell whether a stored tensor says nothing: a rotary table, a second copy of the head."""
+        if name.endswith("rotary_emb.inv_freq"):
+            return True
+        head = self.config.tied_head and name == self.family.upstream("head.weight")
+        return head and torch.equal(self.folder.tensor(name), self.tensor("embed.weight"))
 
-    def slots(self, kind: type[nn.Module]) -> list[str]:
-        """List the modules of the backbone that are of a kind, in order."""
-        modules = self.empty().named_modules()
-        return [name for name, module in modules if isinstance(module, kind)]
+    def empty(self) -> Network:
+        """Build the 16-bit network on the meta device."""
+        return self.family.build(self.config, self.folder.config)
+
+    @cached_property
+    def layers(self) -> list[str]:
+        """List the slots of all linear layers that are quantized, in order."""
+        return self.empty().layers()
 
     def outside_blocks(self) -> list[str]:
-        """Name the tensors of the backbone that are in no block: embedding, norm, head."""
+        """Name the tensors of the network that are in no block: embedding, norm, head."""
         return [name for name in self.empty().state_dict() if not name.startswith("blocks.")]
 
     def parameters(self) -> int:
@@ -102,11 +118,11 @@ class Source:
         return sum(p.numel() for p in self.empty().parameters())
 
     def upstream(self, slot: str) -> str:
-        """Translate a module of the backbone to upstream's name."""
+        """Translate a module of the network to upstream's name."""
         return self.family.upstream(slot + ".weight").removesuffix(".weight")
 
     def tensor(self, name: str) -> Tensor:
-        """Read one tensor by its name in the backbone."""
+        """Read one tensor by its name in the network."""
         return self.folder.tensor(self.family.upstream(name))
 
 
@@ -138,8 +154,13 @@ def locate(model: str | Path) -> Path:
         ) from None
 
 
-def open_model(model: str | Path) -> Source:
+def open_model(model: str | Path, attention_block: int | None = None) -> Source:
     """Find a model, read its ``config.json`` and recognise its family.
+
+    Args:
+        model: A folder, ``"tiny"``, or a Hugging Face id.
+        attention_block: Length of block-causal attention, 0 for full attention, where neither the
+            folder nor the family says it right.
 
     Raises:
         ModelError: Missing or damaged files, or an architecture that we do not know.
@@ -153,6 +174,8 @@ def open_model(model: str | Path) -> Source:
             f"{folder.path / 'config.json'} lacks {error}, which every {family.name} model has. "
             "Download it again."
         ) from None
+    if attention_block is not None:
+        config = replace(config, attention_block=attention_block or None)
     return Source(str(model), folder, family, config)
 
 

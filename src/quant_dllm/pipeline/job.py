@@ -15,7 +15,8 @@ from quant_dllm.checkpoint.writer import refuse_existing
 from quant_dllm.errors import ModelError, RequestError, TextError
 from quant_dllm.models.bundled import bundled_text
 from quant_dllm.models.load import default_dtype, usable_device
-from quant_dllm.models.model import load_tokenizer, resolve_mask_token
+from quant_dllm.models.mask_token import resolve_mask_token
+from quant_dllm.models.model import load_tokenizer
 from quant_dllm.models.source import Source, open_model
 from quant_dllm.precision.uniform import Uniform
 from quant_dllm.quantizers.base import Quantizer
@@ -53,6 +54,7 @@ class Job:
         seed: int,
         device: str | torch.device,
         mask_token_id: int | None,
+        attention_block: int | None = None,
     ) -> "Job":
         """Check everything that can be checked.
 
@@ -61,7 +63,7 @@ class Job:
         """
         refuse_existing(out)
         calibration, precision, quantizer = recipe.build()
-        source = open_model(model)
+        source = open_model(model, attention_block)
         if source.folder.quantization:
             raise RequestError(
                 f"{model} is quantized already (quantization_config in its config.json). "
@@ -87,7 +89,7 @@ class Job:
         return self.quantizer.needs | self.precision.needs
 
     def read(self, name: str) -> Tensor:
-        """Read a tensor of the 16-bit model by its name in the backbone; note it for `digest`.
+        """Read a tensor of the 16-bit model by its name in the network; note it for `digest`.
 
         Raises:
             ModelError: It holds a number that is not finite.
@@ -113,12 +115,13 @@ class Job:
         sequences, length = self.windows.shape
         return {"fingerprint": fingerprint(self.windows), "sequences": sequences, "length": length}
 
-    def views(self) -> Int[Tensor, "views length"]:
-        """Return what the model is shown."""
+    def views(self) -> tuple[Int[Tensor, "views length"], Int[Tensor, "views length"]]:
+        """Return what the model is shown, and the text of each view."""
         assert self.windows is not None, "a recipe that looks at no data shows none"
-        return torch.stack(
+        views = torch.stack(
             list(self.calibration.views(self.windows, self.mask_token_id, self.seed))
         )
+        return views, self.windows.repeat_interleave(len(views) // len(self.windows), dim=0)
 
 
 def _windows(
