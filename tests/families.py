@@ -123,6 +123,27 @@ def additive(block: int | None) -> Tensor:
     return torch.zeros(2, 1, LENGTH, LENGTH).masked_fill(hidden, torch.finfo(torch.float32).min)
 
 
+def modernbert(folder: Path, family: ModelFamily) -> Example:
+    """Let transformers' own class answer: local attention of 8 in two layers of three."""
+    from transformers import ModernBertConfig, ModernBertForMaskedLM
+
+    torch.manual_seed(0)
+    made = ModernBertConfig(
+        hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=24,
+        vocab_size=64, max_position_embeddings=64, local_attention=8, pad_token_id=1,
+        bos_token_id=2, eos_token_id=2, cls_token_id=2, sep_token_id=2, reference_compile=False,
+        attn_implementation="eager",
+    )  # fmt: skip
+    model = ModernBertForMaskedLM(made).eval()
+    for parameter in model.parameters():
+        parameter.data = parameter.data * 8 if parameter.ndim > 1 else torch.rand_like(parameter)
+    model.save_pretrained(folder)
+    write_tokenizer(folder, family, 64, MASK)
+    ids = torch.randint(64, (2, LENGTH), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return Example(folder, ids, model(ids).logits, MASK)
+
+
 WIDE = {"head_dim": 12}  # heads are wider than width / heads
 EXAMPLES: dict[str, Callable[[Path, ModelFamily], Example]] = {
     "a2d-qwen2": Oracle("Qwen2", options={"tie_word_embeddings": True}),
@@ -134,5 +155,6 @@ EXAMPLES: dict[str, Callable[[Path, ModelFamily], Example]] = {
     "llada": recorded("llada"),
     "llada-moe": recorded("llada_moe"),
     "llada2": recorded("llada2_moe", 8),
+    "modernbert": modernbert,
     "sdar": Oracle("Qwen3", 4, options=WIDE),
 }

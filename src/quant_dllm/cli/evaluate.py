@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from quant_dllm.cli.options import AsJson, Device, MaskTokenId, Model, Seed, Text
+from quant_dllm.cli.options import AsJson, AttentionBlock, Device, MaskTokenId, Model, Seed, Text
 
 
 def evaluate(
@@ -19,6 +19,7 @@ def evaluate(
     seed: Seed = 0,
     device: Device = "cpu",
     mask_token_id: MaskTokenId = None,
+    attention_block: AttentionBlock = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model's likelihood bound, and its distance from another model."""
@@ -27,7 +28,8 @@ def evaluate(
 
     found = run(
         model, against, text, sequences=sequences, length=length, draws=draws, seed=seed,
-        device=device, mask_token_id=mask_token_id, track=track,
+        device=device, mask_token_id=mask_token_id, attention_block=attention_block,
+        track=track,
     )  # fmt: skip
     if as_json:
         print_json(found.to_dict())

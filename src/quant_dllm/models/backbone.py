@@ -73,14 +73,13 @@ class Block(NetworkBlock):
 class Backbone(Network):
     """Embedding, blocks, norm, head."""
 
-    embed: nn.Embedding
-
     def __init__(self, config: BackboneConfig):
         super().__init__()
         self.config = config
         self.embed = nn.Embedding(config.vocab, config.width)
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.blocks))
         self.norm = RMSNorm(config.width, config.norm_eps)
+        self.copies = {"head.weight": "embed.weight"} if config.tied_head else {}
         if not config.tied_head:
             self.head = nn.Linear(config.width, config.vocab, bias=False)
 

@@ -41,10 +41,12 @@ class Network(nn.Module):
     Attributes:
         embed: Token ids in, states out; all that runs in front of the blocks.
         blocks: `NetworkBlock`.
+        copies: Tensors that a checkpoint may hold although they are others again: tied heads.
     """
 
-    embed: nn.Module
+    embed: Any
     blocks: nn.ModuleList
+    copies: dict[str, str]
 
     def sight(self, length: int, device: torch.device | str) -> Any:
         """Tabulate what blocks want beside their input, for a canvas of this length."""

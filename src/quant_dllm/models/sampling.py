@@ -1,12 +1,11 @@
 """How text is drawn from a denoiser: numbers and names only, so that a family can hold its own."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from quant_dllm.errors import RequestError, UnknownNameError
 
-Remasking = Literal["confidence", "entropy", "margin", "random"]
-Cache = Literal["none", "exact", "prefix", "dual"]
+REMASKINGS = ("confidence", "entropy", "margin", "random")
+CACHES = ("none", "exact", "prefix", "dual")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,20 +36,20 @@ class Sampling:
     steps: int | None = None
     temperature: float = 0.0
     top_p: float = 1.0
-    remasking: Remasking = "confidence"
+    remasking: str = "confidence"
     threshold: float | None = None
     editing: float | None = None
     guidance: float = 0.0
-    cache: Cache = "none"
+    cache: str = "none"
 
     def __post_init__(self) -> None:
         """Refuse what means nothing."""
-        for name, known in (("remasking", Remasking), ("cache", Cache)):
-            if getattr(self, name) not in get_args(known):
-                raise UnknownNameError(name, str(getattr(self, name)), get_args(known))
+        for name, known in (("remasking", REMASKINGS), ("cache", CACHES)):
+            if getattr(self, name) not in known:
+                raise UnknownNameError(name, getattr(self, name), known)
         for name in ("temperature", "guidance"):
             if not getattr(self, name) >= 0:
-                raise RequestError(f"{name} is {getattr(self, name)}; 0 or more is wanted.")
+                raise RequestError(f"{name} is {getattr(self, name):g}; 0 or more is wanted.")
         for name in ("top_p", "threshold", "editing"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:

@@ -28,6 +28,7 @@ FAMILIES = Registry(
         "llada": "quant_dllm.models.llada:FAMILY",
         "llada-moe": "quant_dllm.models.llada_moe:FAMILY",
         "llada2": "quant_dllm.models.llada2:FAMILY",
+        "modernbert": "quant_dllm.models.modernbert:FAMILY",
         "sdar": "quant_dllm.models.sdar:FAMILY",
     },
 )
@@ -85,7 +86,13 @@ class Source:
                     f"{upstream} of {self.folder.path} has shape {list(found)}; config.json wants "
                     f"{list(wanted.shape)}. The two do not belong together: download both again."
                 )
-        extra = sorted(name for name in self.folder.tensor_names - claimed if not self._idle(name))
+        copies = {self.family.upstream(name): first for name, first in backbone.copies.items()}
+        extra = sorted(
+            name
+            for name in self.folder.tensor_names - claimed
+            if not name.endswith("rotary_emb.inv_freq")  # a table that older versions stored
+            and not (name in copies and self._equal(name, copies[name]))
+        )
         if extra:
             raise ModelError(
                 f"{self.folder.path} holds tensors that a {self.family.name} model does not have: "
@@ -93,12 +100,9 @@ class Source:
                 "It is of another architecture."
             )
 
-    def _idle(self, name: str) -> bool:
-        """Tell whether a stored tensor says nothing: a rotary table, a second copy of the head."""
-        if name.endswith("rotary_emb.inv_freq"):
-            return True
-        head = self.config.tied_head and name == self.family.upstream("head.weight")
-        return head and torch.equal(self.folder.tensor(name), self.tensor("embed.weight"))
+    def _equal(self, upstream: str, name: str) -> bool:
+        """Tell whether a stored tensor is a copy of another."""
+        return torch.equal(self.folder.tensor(upstream), self.tensor(name))
 
     def empty(self) -> Network:
         """Build the 16-bit network on the meta device."""
