@@ -108,7 +108,10 @@ class Recipe:
 
     @classmethod
     def parse(cls, text: str, name: str) -> "Recipe":
-        """Read YAML: ``about`` and the three parts, each ``{name: …, field: value, …}``."""
+        """Read YAML: ``about`` and the three parts, each ``{name: …, field: value, …}``.
+
+        Or ``about``, ``base`` (another recipe) and ``set`` (what to change in it, by path).
+        """
         import yaml
 
         try:
@@ -119,12 +122,16 @@ class Recipe:
             ) from None
         if not isinstance(raw, dict):
             raise RecipeError(f"Recipe {name} is {raw!r}; {', '.join(PARTS)} are wanted.")
+        known = ("about", "base", "set") if "base" in raw else ("about", *PARTS)
         for key in raw:
-            if key not in (*PARTS, "about", "name"):
+            if key not in known:
                 raise RecipeError(
-                    f"Unknown key {key} in recipe {name}.{hint(key, PARTS)} "
-                    f"A recipe has: about, {', '.join(PARTS)}."
+                    f"Unknown key {key} in recipe {name}.{hint(key, known)} "
+                    f"It may have: {', '.join(known)}."
                 )
+        if "base" in raw:
+            changed = cls.load(raw["base"]).override(raw.get("set") or {})
+            return replace(changed, name=name, about=raw.get("about", ""))
         choices = {}
         for part in PARTS.keys() & raw.keys():
             value = raw[part]
@@ -132,7 +139,7 @@ class Recipe:
                 raise RecipeError(f"{part} of recipe {name} is {value!r}; {{name: …}} is wanted.")
             options = {key: item for key, item in value.items() if key != "name"}
             choices[part] = Choice(name=value["name"], options=options)
-        return cls(name=raw.get("name", name), about=raw.get("about", ""), **choices)
+        return cls(name=name, about=raw.get("about", ""), **choices)
 
     def override(self, settings: dict[str, Any]) -> "Recipe":
         """Change fields by path: ``{"precision.ratio": 0.1, "quantizer": "gptq"}``.

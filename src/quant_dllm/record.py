@@ -108,3 +108,50 @@ class RunRecord:
         """Read what `to_dict` gave."""
         layers = [LayerRecord(**layer) for layer in raw["layers"]]
         return cls(**raw | {"bits": Bits(**raw["bits"]), "layers": layers})
+
+
+BASE = "16-bit"
+"""What the model itself is called among the recipes that quantize it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonRecord:
+    """One recipe with one seed, measured beside others: a line of ``records.jsonl``.
+
+    Attributes:
+        identity: Hash of everything that went in.
+        model: The 16-bit model.
+        recipe: Name and every field; the name alone for the 16-bit model.
+        seed: Of the calibration.
+        evaluation: What `evaluate` gave.
+        layer_errors: ‖(W − Ŵ) X‖² / ‖W X‖² of each layer on held-out masked inputs.
+        bytes_on_disk: Of the whole folder.
+        seconds: Time to quantize; ``None`` for the 16-bit model, as the next.
+        peak_memory: Peak resident memory while quantizing, bytes.
+        machine: What it ran on.
+    """
+
+    identity: str
+    model: str
+    recipe: dict[str, Any]
+    seed: int
+    evaluation: dict[str, Any]
+    layer_errors: dict[str, float]
+    bytes_on_disk: int
+    seconds: float | None
+    peak_memory: int | None
+    machine: str
+
+    @property
+    def name(self) -> str:
+        """Name the recipe."""
+        return self.recipe["name"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON's types."""
+        return {"what": "comparison"} | asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> "ComparisonRecord":
+        """Read what `to_dict` gave."""
+        return cls(**{key: value for key, value in raw.items() if key != "what"})

@@ -9,11 +9,16 @@ from safetensors.torch import load_file
 from torch import nn
 
 import quant_dllm
+from quant_dllm.evaluation.layers import LayerYardstick
 from quant_dllm.linear import QuantLinear
 from quant_dllm.models.experts import Router
 from quant_dllm.models.family import ModelFamily
 from quant_dllm.models.load import load
 from quant_dllm.models.source import FAMILIES, open_model
+from quant_dllm.pipeline.teacher import Teacher
+from quant_dllm.pipeline.tune import EndToEndTuning
+from quant_dllm.tuning.end_to_end import EndToEnd
+from quant_dllm.tuning.objective import TopLogits
 from tests.families import EXAMPLES, LENGTH, edit
 
 SMALL = {"calibration.sequences": 8, "calibration.length": LENGTH, "precision.block_size": 16}
@@ -195,6 +200,35 @@ def test_it_is_measured(packed, model, text, record_property):
     record_property("KL to the 16-bit model", found.kl)
     assert found.kl > 0 and found.nelbo > 0
     assert found.nelbo_excess is not None and 0 <= found.top1_agreement <= 1
+
+
+def test_the_streamed_teacher_says_what_the_model_says(model, example):
+    ids = example.input_ids
+    where = torch.rand(ids.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    canvas = torch.where(where, example.mask_token_id, ids)
+    teacher = Teacher(model.source, torch.device("cpu"), torch.float32, top=5)
+    (found,) = teacher.targets([canvas], [where], [ids])
+    expected = TopLogits.of(model.logits_at(canvas, where, ids), 5)
+    assert torch.allclose(found.log_p.float(), expected.log_p.float(), atol=2e-3)  # float16
+
+
+def test_its_scales_can_be_tuned(packed, model, example):
+    tuned, ids = load(packed[1]), example.input_ids
+    teacher = Teacher(model.source, torch.device("cpu"), torch.float32, top=20)
+    settings = EndToEnd(steps=3, batch=2, rate=0.02, round=3, validate_every=1, validation=2)
+    run = EndToEndTuning(tuned, teacher, settings, ids, ids, seed=0)
+    assert list(run.run()) == [0, 1, 2]
+    assert len(set(run.curve)) == 4  # every update moved the model
+    assert len(tuned.packed()) == len(packed[0].layers)
+    assert run.validate() == pytest.approx(min(run.curve), rel=0.02, abs=1e-5)  # scales: float16
+
+
+def test_every_layers_error_is_measured(packed, model, example):
+    yardstick = LayerYardstick(model, example.input_ids, seed=0)
+    errors = yardstick.measure(load(packed[1]))
+    routed = {name for name in model.source.layers if ".experts." in name}
+    assert set(model.source.layers) - routed <= set(errors) <= set(model.source.layers)
+    assert all(0 < error < 1.5 for error in errors.values())
 
 
 def test_a_config_that_lacks_a_number_is_refused(family, example, tmp_path):

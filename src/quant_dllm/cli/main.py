@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from quant_dllm.cli.compare import compare
 from quant_dllm.cli.demo import demo
 from quant_dllm.cli.evaluate import evaluate
 from quant_dllm.cli.generate import generate
@@ -16,7 +17,7 @@ from quant_dllm.cli.inspect import inspect
 from quant_dllm.cli.quantize import quantize
 from quant_dllm.errors import QuantDLLMError, hint
 
-VERBS = {f.__name__: f for f in (quantize, evaluate, generate, inspect, demo)}
+VERBS = {f.__name__: f for f in (quantize, evaluate, generate, inspect, compare, demo)}
 WRONG_REQUEST, STOPPED = 2, 130
 Refusal: Any = typer.BadParameter.__mro__[2]  # click's base, wherever this typer keeps click
 

@@ -65,6 +65,10 @@ class _Kept:
         self.kept = [KeyValues(canvas) for _ in self.backbone.blocks]
         self.calls = self.positions = 0
 
+    def rows(self, positions: slice) -> Int[Tensor, " some"]:
+        """Return the rows in which positions are predicted."""
+        return self.model.family.row(torch.arange(positions.start, positions.stop))
+
     def run(self, input_ids: Tensor, at: slice, keys: int) -> Float[Tensor, "batch some width"]:
         """Run the blocks on positions ``at``, which see the keys of positions 0 … keys − 1."""
         length = at.stop - at.start
@@ -96,7 +100,7 @@ class FinishedBlocks(_Kept):
             self.finished, self.last = before, x[:, before - begin - 1, None]
         first = begin - 1 if self.last is not None and before == begin else begin
         x = torch.cat((self.last, x), dim=1) if first < begin and self.last is not None else x
-        rows = self.model.row(torch.arange(positions.start, positions.stop)) - first
+        rows = self.rows(positions) - first
         return self.backbone.project(x[:, rows])
 
 
@@ -120,7 +124,7 @@ class OuterPositions(_Kept):
     def predict(self, input_ids: Int[Tensor, "batch length"], positions: slice) -> Logits:
         """Score the tokens of some positions."""
         length = input_ids.shape[1]
-        rows = self.model.row(torch.arange(positions.start, positions.stop))
+        rows = self.rows(positions)
         at = slice(0, length)
         if positions == self.active:  # a shifted family needs the row in front of the block too
             at = slice(int(rows[0]), positions.stop if self.behind else length)

@@ -87,9 +87,14 @@ class Backbone(Network):
         """Tabulate what `Block.forward` wants beside its input, for a canvas of this length."""
         return Sight.of(self.config, length, device)
 
-    def teacher_sight(self, length: int, device: torch.device | str) -> Sight:
-        """Tabulate the same for a masked text with the text itself behind it."""
-        return Sight.teacher(self.config, length, device)
+    def look(
+        self, canvas: Int[Tensor, "batch length"], text: Int[Tensor, "batch length"]
+    ) -> tuple[Int[Tensor, "batch some"], Sight]:
+        """Put the text behind its masked copy where attention is block-causal."""
+        if not self.config.attention_block:
+            return super().look(canvas, text)
+        sight = Sight.teacher(self.config, canvas.shape[1], canvas.device)
+        return torch.cat((canvas, text), dim=1), sight
 
     def hidden(
         self,

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from quant_dllm.models.backbone import Backbone
 from quant_dllm.models.config import BackboneConfig
@@ -55,6 +57,10 @@ class ModelFamily:
     shift: bool = False
     sampling: Sampling = DEFAULT_SAMPLING
     build: Callable[[BackboneConfig, dict[str, Any]], Network] = backbone
+
+    def row(self, position: Int[Tensor, " some"]) -> Int[Tensor, " some"]:
+        """Return the rows of the logits in which the tokens of positions are predicted."""
+        return (position - 1).clamp_min(0) if self.shift else position
 
     def upstream(self, name: str) -> str:
         """Translate a tensor of the network, ``blocks.3.mlp.down.weight``, to upstream's name."""

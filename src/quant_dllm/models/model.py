@@ -9,7 +9,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from quant_dllm.linear import QuantLinear
-from quant_dllm.models.backbone import Backbone
 from quant_dllm.models.family import ModelFamily
 from quant_dllm.models.mask_token import resolve_mask_token
 from quant_dllm.models.network import Network
@@ -82,7 +81,7 @@ class DiffusionLM(nn.Module):
         rows of it.
         """
         rows = torch.arange(input_ids.shape[1])[positions]
-        return self.backbone.project(self.backbone.hidden(input_ids)[:, self.row(rows)])
+        return self.backbone.project(self.backbone.hidden(input_ids)[:, self.family.row(rows)])
 
     def logits_at(
         self,
@@ -98,20 +97,9 @@ class DiffusionLM(nn.Module):
             text: What the canvas hides: a block-causal model is shown it in the blocks before
                 each block, which are finished when that block's turn comes.
         """
-        batch, position = where.nonzero(as_tuple=True)
-        row, block = self.row(position), self.source.config.attention_block
-        if not block:
-            return self.backbone.project(self.backbone.hidden(input_ids)[batch, row])
-        assert isinstance(self.backbone, Backbone), "wrapped networks see everything"
-        length = input_ids.shape[1]
-        sight = self.backbone.teacher_sight(length, input_ids.device)
-        both = self.backbone.hidden(torch.cat((input_ids, text), dim=1), sight)
-        finished = row // block < position // block  # a shifted model's last row of another block
-        return self.backbone.project(both[batch, torch.where(finished, length + row, row)])
-
-    def row(self, position: Int[Tensor, " some"]) -> Int[Tensor, " some"]:
-        """Return the row of the logits in which a position's own token is predicted."""
-        return (position - 1).clamp_min(0) if self.family.shift else position
+        ids, sight = self.backbone.look(input_ids, text)
+        rows = self.source.rows(where)
+        return self.backbone.project(self.backbone.hidden(ids, sight)[rows])
 
     def packed(self) -> list[QuantLinear]:
         """List the packed layers; none in a 16-bit model."""

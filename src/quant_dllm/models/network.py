@@ -52,10 +52,31 @@ class Network(nn.Module):
         """Tabulate what blocks want beside their input, for a canvas of this length."""
         raise NotImplementedError
 
-    def hidden(self, input_ids: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length width"]:
-        """Run everything but what follows the blocks."""
+    def look(
+        self, canvas: Int[Tensor, "batch length"], text: Int[Tensor, "batch length"]
+    ) -> tuple[Int[Tensor, "batch some"], Any]:
+        """Return what goes in so that each position sees what it sees when its turn comes.
+
+        Args:
+            canvas: A masked text.
+            text: What it hides; `Source.rows` tells where positions are then predicted.
+
+        Returns:
+            Tokens, and the sight that they need.
+        """
+        return canvas, self.sight(canvas.shape[1], canvas.device)
+
+    def hidden(
+        self, input_ids: Int[Tensor, "batch length"], sight: Any = None
+    ) -> Float[Tensor, "batch length width"]:
+        """Run everything but what follows the blocks.
+
+        Args:
+            input_ids: Tokens.
+            sight: That of a whole canvas if not given.
+        """
         x = self.embed(input_ids)
-        sight = self.sight(input_ids.shape[1], input_ids.device)
+        sight = sight or self.sight(input_ids.shape[1], input_ids.device)
         for block in self.blocks:
             x = block(x, sight)
         return x

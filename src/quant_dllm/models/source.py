@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from quant_dllm.checkpoint.folder import METHOD, Folder
@@ -124,6 +125,21 @@ class Source:
     def upstream(self, slot: str) -> str:
         """Translate a module of the network to upstream's name."""
         return self.family.upstream(slot + ".weight").removesuffix(".weight")
+
+    def rows(
+        self, where: Bool[Tensor, "batch length"]
+    ) -> tuple[Int[Tensor, " some"], Int[Tensor, " some"]]:
+        """Return sequence and row in which each marked position is predicted, see `Network.look`.
+
+        The last row of a shifted model's finished block is that of the text, not of its masked
+        copy.
+        """
+        batch, position = where.nonzero(as_tuple=True)
+        row, block = self.family.row(position), self.config.attention_block
+        if not block:
+            return batch, row
+        finished = row // block < position // block
+        return batch, torch.where(finished, where.shape[1] + row, row)
 
     def tensor(self, name: str) -> Tensor:
         """Read one tensor by its name in the network."""

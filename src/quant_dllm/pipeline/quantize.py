@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from quant_dllm.checkpoint.folder import FORMAT_VERSION, METHOD
 from quant_dllm.checkpoint.writer import CheckpointWriter
 from quant_dllm.memory import PeakMemory
-from quant_dllm.models.backbone import Backbone
 from quant_dllm.models.load import place, place_buffers
 from quant_dllm.models.network import Network, NetworkBlock
 from quant_dllm.models.stage import STAGE_ORDERS, Group
@@ -170,20 +169,10 @@ def _scale_inputs(
 
 
 def _embed(job: Job, network: Network) -> Stream | None:
-    """Turn what the model is shown into the stream that enters the first block.
-
-    A block-causal model is shown the text itself behind its masked copy, see `Sight.teacher`.
-    """
+    """Turn what the model is shown into the stream that enters the first block."""
     if job.windows is None:
         return None
-    views, text = job.views()
-    length = views.shape[1]
-    if job.source.config.attention_block:
-        assert isinstance(network, Backbone), "wrapped networks see everything"
-        views = torch.cat((views, text), dim=1)
-        sight = network.teacher_sight(length, job.device)
-    else:
-        sight = network.sight(length, job.device)
+    views, sight = network.look(*(ids.to(job.device) for ids in job.views()))
     embed = copy.deepcopy(network.embed).eval()
     for name in embed.state_dict():
         place(embed, name, job.source.tensor(f"embed.{name}"), job.device, job.dtype)

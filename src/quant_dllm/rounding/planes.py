@@ -75,8 +75,8 @@ def sign_patterns(order: int, like: Tensor) -> Float[Tensor, "patterns order"]:
 
 
 def nearest_signs(
-    w: Float[Tensor, "*shape"], scales: Float[Tensor, "order *shape"]
-) -> Float[Tensor, "order *shape"]:
+    w: Float[Tensor, "..."], scales: Float[Tensor, "order ..."]
+) -> Float[Tensor, "order ..."]:
     """Choose signs so that Σ_k ±scales_k is nearest to w, element by element; ω cancels."""
     order = len(scales)
     if order == 1:

@@ -1,0 +1,173 @@
+"""Tune the scales of a packed model end to end; the loop behind `tuning.end_to_end`."""
+
+import copy
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+
+from quant_dllm.distributed import mean_over_ranks, rank, world
+from quant_dllm.models.model import DiffusionLM
+from quant_dllm.models.norm import RMSNorm
+from quant_dllm.pipeline.teacher import Teacher
+from quant_dllm.tuning.end_to_end import EndToEnd
+from quant_dllm.tuning.objective import TopLogits, divergence, mean_by_sequence
+from quant_dllm.tuning.scales import freeze, thaw
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Canvases, what is hidden in them, the text, and what the 16-bit model says of it."""
+
+    canvas: Int[Tensor, "batch length"]
+    hidden: Bool[Tensor, "batch length"]
+    text: Int[Tensor, "batch length"]
+    target: TopLogits
+
+
+class EndToEndTuning:
+    """One tuning run.
+
+    Args:
+        model: The packed model; its scales change.
+        teacher: The 16-bit model.
+        settings: How.
+        windows: Text to learn from.
+        validation: Text to stop by.
+        seed: Seed of the masks.
+        state: File to keep the state in, round by round, so that a run can go on.
+    """
+
+    def __init__(
+        self,
+        model: DiffusionLM,
+        teacher: Teacher,
+        settings: EndToEnd,
+        windows: Int[Tensor, "n length"],
+        validation: Int[Tensor, "v length"],
+        seed: int,
+        state: Path | None = None,
+    ):
+        self.model, self.teacher, self.settings = model, teacher, settings
+        self.windows, self.seed, self.state = windows, seed, state
+        self.learned = thaw(model.backbone)
+        if settings.norms:
+            self.learned += _norms(model.backbone)
+        self.optimizer = torch.optim.Adam(self.learned, lr=settings.rate, betas=(0.9, 0.95))
+        self.validation = self._ask(self._mask(validation.split(settings.batch), step=-1))
+        self.step, self.best, self.curve = 0, copy.deepcopy(self._values()), [self.validate()]
+
+    def run(self) -> Iterator[int]:
+        """Tune; yield the number of every update. At the end the best scales are in place."""
+        self._resume()
+        last = self.settings.steps
+        while self.step < last:
+            steps = range(self.step, min(self.step + self.settings.round, last))
+            for step, batch in zip(steps, self._ask(self._draw(steps)), strict=True):
+                self._update(step, batch)
+                self.step = step + 1
+                if self.step % self.settings.validate_every == 0 or self.step == last:
+                    self._look()
+                yield step
+            self._keep()
+        for parameter, value in zip(self.learned, self.best, strict=True):
+            parameter.data.copy_(value)
+        freeze(self.model.backbone)
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """Return the mean KL to the 16-bit model on the validation windows, nats."""
+        losses = [self._loss(batch).item() * len(batch.canvas) for batch in self.validation]
+        return sum(losses) / sum(len(batch.canvas) for batch in self.validation)
+
+    def _loss(self, batch: Batch) -> Tensor:
+        device = self.model.device
+        logits = self.model.logits_at(
+            batch.canvas.to(device), batch.hidden.to(device), batch.text.to(device)
+        )
+        sequence = batch.hidden.nonzero()[:, 0].to(logits.device)
+        return mean_by_sequence(divergence(logits, batch.target), sequence, len(batch.canvas))
+
+    def _update(self, step: int, batch: Batch) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.rate_at(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        self._loss(batch).backward()
+        mean_over_ranks([p.grad for p in self.learned if p.grad is not None])
+        self.optimizer.step()
+
+    def _look(self) -> None:
+        """Note the validation loss, and the scales if they are the best so far."""
+        now = self.validate()
+        if now < min(self.curve):
+            self.best = copy.deepcopy(self._values())
+        self.curve.append(now)
+        logger.debug("tuning step=%d validation=%.5f", self.step, now)
+
+    def _draw(self, steps: range) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Draw this process's share of the windows of some steps, and hide tokens in them."""
+        found = []
+        for step in steps:
+            share = self.settings.batch // world()
+            first = step * self.settings.batch + rank() * share
+            at = torch.arange(first, first + share) % len(self.windows)
+            found += self._mask([self.windows[at]], step)
+        return found
+
+    def _mask(self, parts, step: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Hide l of L tokens in each window, l stratified over the windows of a part."""
+        found = []
+        for i, windows in enumerate(parts):
+            dice = torch.Generator().manual_seed(
+                (self.seed << 40) + ((step + 1) << 20) + (i << 8) + rank()
+            )
+            batch, length = windows.shape
+            shift = torch.rand((), generator=dice)
+            count = ((shift + torch.arange(batch) / batch) % 1.0 * length).floor() + 1
+            order = torch.rand(batch, length, generator=dice).argsort(1).argsort(1)
+            hidden = order < count[:, None]
+            found.append((torch.where(hidden, self.model.mask_token_id, windows), hidden, windows))
+        return found
+
+    def _ask(self, masked: list[tuple[Tensor, Tensor, Tensor]]) -> list[Batch]:
+        """Have the 16-bit model say what it thinks of each batch."""
+        targets = self.teacher.targets(*(list(part) for part in zip(*masked, strict=True)))
+        return [Batch(*parts, target) for parts, target in zip(masked, targets, strict=True)]
+
+    def _values(self) -> list[Tensor]:
+        return [parameter.detach() for parameter in self.learned]
+
+    def _keep(self) -> None:
+        """Save the state: write beside, then rename."""
+        if self.state is None or rank():
+            return
+        beside = self.state.with_suffix(".part")
+        state = {"learned": self._values(), "optimizer": self.optimizer.state_dict(),
+                 "best": self.best, "step": self.step, "curve": self.curve}  # fmt: skip
+        torch.save(state, beside)
+        beside.replace(self.state)
+
+    def _resume(self) -> None:
+        """Go on from a saved state, if there is one."""
+        if self.state is None or not self.state.is_file():
+            return
+        kept = torch.load(self.state, map_location=self.model.device)
+        for parameter, value in zip(self.learned, kept["learned"], strict=True):
+            parameter.data.copy_(value)
+        self.optimizer.load_state_dict(kept["optimizer"])
+        self.best, self.step, self.curve = kept["best"], kept["step"], kept["curve"]
+        logger.info("tuning goes on from step %d", self.step)
+
+
+def _norms(backbone: nn.Module) -> list[nn.Parameter]:
+    """Make the norms' weights learnable."""
+    found = [module.weight for module in backbone.modules() if isinstance(module, RMSNorm)]
+    for weight in found:
+        weight.requires_grad_(True)
+    return found

@@ -1,0 +1,1 @@
+"""What runs leave for people: tables and pictures, made of records."""

@@ -1,0 +1,210 @@
+"""Refit a rounded matrix of binary planes against the full Hessian: `method.md`, section 4.
+
+    minimise  J = tr((W − Q) H (W − Q)ᵀ),   Q = Σ_k (a_k c_kᵀ) ∘ B_k in each block,
+
+with W the original weight and H damped. Three exact steps are taken in turn: all row scales of a
+row at once, all column scales of the matrix at once, and the signs column by column. Each lowers J.
+
+Symbols:
+    W  weight, [out, in]      H  damped second moment, [in, in]    R  W − Q
+    a  row scales             c  column scales                     B  signs ±1
+    p  plane; a block of K channels' planes follow each other      P  planes of the matrix
+    V  c_p,j B_p,ij on the channels of plane p, 0 elsewhere: Q_i = Σ_p a_p,i V_p,i
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from quant_dllm.rounding.planes import nearest_signs
+from quant_dllm.weights.binary import Planes
+
+RIDGE = 1e-6  # of the mean diagonal: keeps the solves positive where two planes nearly coincide
+
+
+@dataclass
+class Matrix:
+    """A rounded matrix under repair; its tensors change in place.
+
+    Attributes:
+        weight: W.
+        hessian: H, damped.
+        blocks: Signs (as ±1), row and column scales of each block.
+    """
+
+    weight: Float[Tensor, "out in"]
+    hessian: Float[Tensor, "in in"]
+    blocks: list["Block"]
+
+    @classmethod
+    def of(
+        cls, weight: Float[Tensor, "out in"], hessian: Float[Tensor, "in in"], planes: list[Planes]
+    ) -> "Matrix":
+        """Begin with what a sweep has left."""
+        blocks, start = [], 0
+        for block in planes:
+            stop = start + block.signs.shape[-1]
+            signs = torch.where(block.signs, 1.0, -1.0)
+            blocks.append(Block(slice(start, stop), signs, block.rows, block.columns))
+            start = stop
+        return cls(weight, hessian, blocks)
+
+    def values(self) -> Float[Tensor, "out in"]:
+        """Return Q."""
+        return torch.cat([block.values() for block in self.blocks], dim=1)
+
+    def loss(self) -> float:
+        """Return J."""
+        rest = self.weight - self.values()
+        return ((rest @ self.hessian) * rest).sum(dtype=torch.float64).item()
+
+    def planes(self) -> list[Planes]:
+        """Return what is stored."""
+        return [Planes(block.signs > 0, block.rows, block.columns) for block in self.blocks]
+
+
+@dataclass
+class Block:
+    """One block of channels."""
+
+    channels: slice
+    signs: Float[Tensor, "order out block"]
+    rows: Float[Tensor, "order out"]
+    columns: Float[Tensor, "order block"]
+
+    def values(self) -> Float[Tensor, "out block"]:
+        """Sum the planes."""
+        return torch.einsum("ko,kb,kob->ob", self.rows, self.columns, self.signs)
+
+    def by_row(self) -> Float[Tensor, "out order block"]:
+        """Return V on the block's channels."""
+        return (self.signs * self.columns[:, None, :]).transpose(0, 1)
+
+    def by_column(self) -> Float[Tensor, "order out block"]:
+        """Return what multiplies the column scales: a_k,i B_k,ij."""
+        return self.signs * self.rows[:, :, None]
+
+
+def refit_rows(m: Matrix) -> None:
+    """Set all row scales of each row to their joint minimiser.
+
+    Normal equations of a row: (V H Vᵀ) a = V H Wᵀ, built block pair by block pair.
+    """
+    target = m.weight @ m.hessian
+    orders = [len(block.rows) for block in m.blocks]
+    ends = torch.tensor(orders).cumsum(0).tolist()
+    out, total = len(m.weight), sum(orders)
+    gram = m.weight.new_zeros(out, total, total)
+    right = m.weight.new_zeros(out, total)
+    for g, left in enumerate(m.blocks):
+        at = slice(ends[g] - orders[g], ends[g])
+        V = left.by_row()
+        right[:, at] = torch.einsum("okb,ob->ok", V, target[:, left.channels])
+        for h in range(g + 1):
+            other, to = m.blocks[h], slice(ends[h] - orders[h], ends[h])
+            projected = V @ m.hessian[left.channels, other.channels]
+            gram[:, at, to] = projected @ other.by_row().transpose(1, 2)
+            gram[:, to, at] = gram[:, at, to].transpose(1, 2)
+    scales = _solve(gram, right)
+    for g, block in enumerate(m.blocks):
+        block.rows = scales[:, ends[g] - orders[g] : ends[g]].T.contiguous()
+
+
+def refit_columns(m: Matrix, steps: int = 40) -> None:
+    """Move all column scales of the matrix towards their joint minimiser.
+
+    M_(k,j),(k',j') = H_jj' Σ_i s_kij s_k'ij' with s = a B; conjugate gradients from the present
+    scales, preconditioned by the diagonal: each step lowers J, and no matrix of K · in rows is
+    factored.
+    """
+    target = m.weight @ m.hessian
+    index = [torch.arange(m.weight.shape[1])[b.channels].repeat(len(b.rows)) for b in m.blocks]
+    channel = torch.cat(index).to(m.weight.device)
+    s = torch.cat([block.by_column().transpose(1, 2).flatten(0, 1) for block in m.blocks])
+    gram = (s @ s.T) * m.hessian[channel][:, channel]
+    right = (s * target.T[channel]).sum(1)
+    start = torch.cat([block.columns.flatten() for block in m.blocks])
+    scales = _conjugate_gradients(gram, right, start, steps)
+    at = 0
+    for block in m.blocks:
+        count = block.columns.numel()
+        block.columns = scales[at : at + count].view_as(block.columns)
+        at += count
+
+
+def choose_signs(m: Matrix) -> None:
+    """Give each column in turn the signs nearest to where the other columns want it.
+
+    The target of column j is W_j + (R H_j − R_j H_jj)/H_jj = Q_j + (R H)_j / H_jj. R H is kept up
+    to date within a block of columns and made anew at the next.
+    """
+    rest = m.weight - m.values()
+    diagonal = m.hessian.diagonal()
+    for block in m.blocks:
+        here = block.channels
+        pull = (rest @ m.hessian[:, here]).T.contiguous()  # (R H)_j, a row a column
+        own = m.hessian[here, here]
+        values = block.values().T.contiguous()
+        for j in range(here.stop - here.start):
+            scales = block.rows * block.columns[:, j, None]
+            wanted = values[j] + pull[j] / diagonal[here.start + j]
+            nearest = nearest_signs(wanted, scales)
+            moved = (nearest * scales).sum(0) - values[j]
+            block.signs[:, :, j] = nearest
+            pull.addr_(own[j], moved, alpha=-1)
+            values[j] += moved
+        rest[:, here] = m.weight[:, here] - values.T
+
+
+def refine(m: Matrix, rounds: int, sign_passes: int = 2, tolerance: float = 2e-3) -> list[float]:
+    """Take the three steps in turn; stop when a round lowers J by less than ``tolerance`` of it.
+
+    Returns:
+        J before the first round and after each.
+    """
+    losses = [m.loss()]
+    for _ in range(rounds):
+        refit_rows(m)
+        refit_columns(m)
+        for _ in range(sign_passes):
+            choose_signs(m)
+        losses.append(m.loss())
+        if losses[-2] - losses[-1] < tolerance * losses[-2]:
+            break
+    refit_rows(m)
+    losses.append(m.loss())
+    return losses
+
+
+def _solve(gram: Float[Tensor, "rows n n"], right: Float[Tensor, "rows n"]) -> Tensor:
+    """Solve a positive definite system a row."""
+    mean = gram.diagonal(dim1=1, dim2=2).mean(1)
+    gram.diagonal(dim1=1, dim2=2).add_(RIDGE * mean.clamp_min(1e-30)[:, None])
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    if failed.any():
+        return torch.linalg.lstsq(gram.double(), right.double()[..., None]).solution[..., 0].float()
+    return torch.cholesky_solve(right[..., None], factor)[..., 0]
+
+
+def _conjugate_gradients(
+    gram: Float[Tensor, "n n"], right: Float[Tensor, " n"], x: Float[Tensor, " n"], steps: int
+) -> Float[Tensor, " n"]:
+    """Minimise ½ xᵀ M x − xᵀ r from ``x``."""
+    inverse = 1.0 / gram.diagonal().clamp_min(1e-30)
+    rest = right - gram @ x
+    z = inverse * rest
+    direction, fit = z.clone(), rest @ z
+    floor = 1e-12 * (right @ (inverse * right))
+    for _ in range(steps):
+        if fit <= floor:
+            break
+        image = gram @ direction
+        step = fit / (direction @ image)
+        x = x + step * direction
+        rest = rest - step * image
+        z = inverse * rest
+        fit, before = rest @ z, fit
+        direction = z + (fit / before) * direction
+    return x

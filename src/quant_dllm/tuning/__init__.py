@@ -1,0 +1,1 @@
+"""How scales are refined after rounding: by gradients, the planes fixed."""
