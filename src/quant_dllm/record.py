@@ -80,6 +80,8 @@ class RunRecord:
         seconds: Time of the whole run.
         peak_memory: Peak resident memory of the process, bytes; ``None`` where not known.
         peak_device_memory: The same of an accelerator.
+        fingerprint: Of the packed tensors, see `checkpoint.fingerprint`; ``None`` in records that
+            were written before there was one.
     """
 
     format_version: int
@@ -97,6 +99,7 @@ class RunRecord:
     peak_device_memory: int | None
     device: str
     versions: dict[str, str]
+    fingerprint: str | None = None
     layers: list[LayerRecord] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """What every registered family must do. A new one is tested by being registered."""
 
 import json
-import random
 
 import pytest
 import torch
@@ -20,40 +19,6 @@ from quant_dllm.pipeline.tune import EndToEndTuning
 from quant_dllm.tuning.end_to_end import EndToEnd
 from quant_dllm.tuning.objective import TopLogits
 from tests.families import EXAMPLES, LENGTH, edit
-
-SMALL = {"calibration.sequences": 8, "calibration.length": LENGTH, "precision.block_size": 16}
-
-
-@pytest.fixture(scope="module", params=sorted(FAMILIES.targets))
-def family(request) -> ModelFamily:
-    return FAMILIES.get(request.param)
-
-
-@pytest.fixture(scope="module")
-def example(family, tmp_path_factory):
-    return EXAMPLES[family.name](tmp_path_factory.mktemp(family.name) / "model", family)
-
-
-@pytest.fixture(scope="module")
-def model(example):
-    return load(example.folder, attention_block=example.attention_block)
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text(" ".join(random.Random(0).choices([f"w{i}" for i in range(5, 60)], k=2000)))
-    return path
-
-
-@pytest.fixture(scope="module")
-def packed(example, text, tmp_path_factory):
-    out = tmp_path_factory.mktemp("packed") / "model"
-    record = quant_dllm.quantize(
-        example.folder, out, settings=SMALL, calibration=text,
-        attention_block=example.attention_block,
-    )  # fmt: skip
-    return record, out
 
 
 def test_is_complete(family):

@@ -118,4 +118,7 @@ class Backbone(Network):
     def project(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch vocab"]:
         """Run the norm and the head on what `hidden` gave, or on some of it."""
         x = self.norm(x)
-        return F.linear(x, self.embed.weight) if self.config.tied_head else self.head(x)
+        if not self.config.tied_head:
+            return self.head(x)
+        weight = self.embed.weight  # the last block may be on another device than the embedding
+        return F.linear(x.to(weight.device), weight)

@@ -124,7 +124,11 @@ def load_tokenizer(source: Source) -> Any:
         from transformers import PreTrainedTokenizerFast
 
         return PreTrainedTokenizerFast.from_pretrained(str(path))
-    if any((path / name).is_file() for name in ("tokenizer.model", "vocab.json")):
+    if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
+        from transformers import Qwen2TokenizerFast  # Dream's own class is this one, renamed
+
+        return Qwen2TokenizerFast.from_pretrained(str(path))
+    if (path / "tokenizer.model").is_file():
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(str(path))

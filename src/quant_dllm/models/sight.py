@@ -5,7 +5,7 @@ blocks before it. Tables are made for a call and never stored in the model: a bu
 uninitialised by loaders that fill only what is on disk.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,6 +25,10 @@ class Rotary:
     cos: Float[Tensor, "length rotated"]
     sin: Float[Tensor, "length rotated"]
     full: bool = True
+
+    def to(self, device: torch.device | str) -> "Rotary":
+        """Return the tables on another device."""
+        return Rotary(self.cos.to(device), self.sin.to(device), self.full)
 
     @classmethod
     def of(cls, config: BackboneConfig, positions: Int[Tensor, " length"]) -> "Rotary":
@@ -62,6 +66,11 @@ class Sight:
     mask: Bool[Tensor, "length keys"] | None
     at: slice
     keys: int
+
+    def to(self, device: torch.device | str) -> "Sight":
+        """Return it for blocks that are on another device, as whoever places blocks asks."""
+        mask = None if self.mask is None else self.mask.to(device)
+        return replace(self, rotary=self.rotary.to(device), mask=mask)
 
     @classmethod
     def of(

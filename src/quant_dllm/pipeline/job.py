@@ -11,6 +11,7 @@ from torch import Tensor
 
 from quant_dllm.calibration.base import Calibration
 from quant_dllm.calibration.corpus import fingerprint, token_windows
+from quant_dllm.checkpoint.fingerprint import Fingerprint
 from quant_dllm.checkpoint.writer import refuse_existing
 from quant_dllm.errors import ModelError, RequestError, TextError
 from quant_dllm.models.bundled import bundled_text
@@ -30,6 +31,7 @@ class Job:
 
     Attributes:
         windows: Token windows before masking; ``None`` where the recipe looks at no data.
+        packed: Of what was packed so far.
     """
 
     source: Source
@@ -41,6 +43,7 @@ class Job:
     mask_token_id: int
     seed: int
     device: torch.device
+    packed: Fingerprint = field(default_factory=Fingerprint)
     _hash: Any = field(default_factory=hashlib.sha256)
 
     @classmethod

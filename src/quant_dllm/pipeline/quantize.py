@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from quant_dllm.checkpoint.folder import FORMAT_VERSION, METHOD
+from quant_dllm.checkpoint.shim import SHIM, with_shim
 from quant_dllm.checkpoint.writer import CheckpointWriter
 from quant_dllm.memory import PeakMemory
 from quant_dllm.models.load import place, place_buffers
@@ -113,9 +114,12 @@ def quantize(
             peak_device_memory=peak.device,
             device=str(job.device),
             versions={name: version(name) for name in ("quant-dllm", "torch", "safetensors")},
+            fingerprint=job.packed.digest(),
             layers=layers,
         )
-        writer.publish(_config(job, layers), record.to_dict())
+        config, shim = with_shim(_config(job, layers))
+        writer.add_file(SHIM, shim)
+        writer.publish(config, record.to_dict())
     return record
 
 
@@ -207,7 +211,10 @@ def _write_block(
     """Hand the packed layers to the writer, and what else the block holds in the model's dtype."""
     for name, weight in packed.items():
         upstream = job.source.upstream(f"blocks.{index}.{name}")
-        writer.add({f"{upstream}.{key}": t for key, t in weight.tensors().items()})
+        tensors = {f"{upstream}.{key}": t for key, t in weight.tensors().items()}
+        for key, tensor in tensors.items():
+            job.packed.add(key, tensor)
+        writer.add(tensors)
     for name, parameter in block.named_parameters():
         if name.removesuffix(".weight") not in packed:
             upstream = job.source.family.upstream(f"blocks.{index}.{name}")
@@ -241,6 +248,7 @@ def _config(job: Job, layers: list[LayerRecord]) -> dict[str, Any]:
     quantization = {
         "quant_method": METHOD,
         "format_version": FORMAT_VERSION,
+        "fingerprint": job.packed.digest(),
         "layers": {layer.name: layer.layout for layer in layers},
     }
     config = job.source.folder.config | {"mask_token_id": job.mask_token_id}

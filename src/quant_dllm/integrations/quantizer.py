@@ -1,0 +1,125 @@
+"""What transformers asks of a quantization method, for packed folders."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.quantizers import register_quantization_config, register_quantizer
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from quant_dllm.checkpoint.folder import METHOD, Folder
+from quant_dllm.errors import CheckpointError, RequestError
+from quant_dllm.linear import QuantLinear
+from quant_dllm.models.load import empty_layer
+from quant_dllm.models.source import locate
+
+
+class QuantDLLMConfig(QuantizationConfigMixin):
+    """``quantization_config`` of a packed folder.
+
+    Attributes:
+        format_version: Of the packed tensors.
+        layers: Packed layers by upstream's name, with the layout of each.
+        fingerprint: Of the packed tensors.
+    """
+
+    def __init__(
+        self,
+        format_version: int | None = None,
+        layers: dict[str, dict[str, Any]] | None = None,
+        fingerprint: str | None = None,
+        **others: Any,
+    ):
+        self.quant_method = METHOD
+        self.format_version, self.layers = format_version, layers or {}
+        self.fingerprint = fingerprint
+        for name, value in others.items():
+            if name != "quant_method":
+                setattr(self, name, value)
+
+
+class QuantDLLMQuantizer(HfQuantizer):
+    """Puts packed layers where the folder has them; what is loaded is never changed."""
+
+    requires_calibration = True
+
+    def __init__(self, quantization_config: QuantizationConfigMixin, **kwargs: Any):
+        if not kwargs.get("pre_quantized", True):
+            raise RequestError(
+                "quant-dllm calibrates on text before it packs, which loading a model does not do. "
+                "Run quant-dllm quantize MODEL -o OUT, or quant_dllm.quantize(model, out), and "
+                "load OUT."
+            )
+        super().__init__(quantization_config, **kwargs)
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+        """Replace the linear layers that are packed."""
+        folder = Folder(locate(model.config.name_or_path))  # type: ignore[union-attr]
+        folder.quantization  # noqa: B018  # refuses a later format
+        for name, layout in self.quantization_config.layers.items():
+            path = _path(model, name)
+            if not _has(model, path):
+                raise CheckpointError(
+                    f"{folder.path} packs {name}, which this {type(model).__name__} does not have. "
+                    "config.json and weights do not belong together: copy the folder again."
+                )
+            bias = getattr(model.get_submodule(path), "bias", None)
+            model.set_submodule(path, empty_layer(folder, name, layout, bias))
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+        """Put back scales that were cast: transformers 4 casts all floats to the model's dtype."""
+        folder = Folder(locate(model.config.name_or_path))  # type: ignore[union-attr]
+        for name in self.quantization_config.layers:
+            layer = model.get_submodule(_path(model, name))
+            assert isinstance(layer, QuantLinear), "it was replaced before loading"
+            for leaf in layer.kind.names:
+                wanted, found = folder.dtype(f"{name}.{leaf}"), getattr(layer, leaf)
+                if found.is_meta:
+                    _read_as(layer, leaf, wanted)
+                elif found.dtype != wanted:
+                    tensor = folder.tensor(f"{name}.{leaf}").to(found.device)
+                    setattr(layer, leaf, nn.Parameter(tensor, requires_grad=False))
+
+    def param_needs_quantization(self, model: nn.Module, param_name: str, **kwargs: Any) -> bool:
+        """Say that nothing is packed while it is loaded."""
+        return False
+
+    def is_serializable(self, safe_serialization: Any = None) -> bool:
+        """Say that the model can be saved as it is."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Say that packed weights are not trained."""
+        return False
+
+
+def _path(model: nn.Module, name: str) -> str:
+    """Return where a layer is in a model that may have been asked for without its head."""
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    return name if _has(model, name) else name.removeprefix(prefix)
+
+
+def _read_as(layer: nn.Module, leaf: str, dtype: torch.dtype) -> None:
+    """Have a tensor that stays on the disk read as what it is."""
+    files = getattr(getattr(layer, "_hf_hook", None), "weights_map", None)
+    index = getattr(getattr(files, "dataset", None), "index", None)
+    entry = index.get(f"{files.prefix}{leaf}") if index and files is not None else None
+    if entry and "dtype" in entry:
+        entry["dtype"] = str(dtype).removeprefix("torch.")
+
+
+def _has(model: nn.Module, path: str) -> bool:
+    try:
+        return isinstance(model.get_submodule(path), nn.Module)
+    except AttributeError:
+        return False
+
+
+def register() -> None:
+    """Register both; a second time changes nothing."""
+    if METHOD not in AUTO_QUANTIZER_MAPPING:
+        register_quantization_config(METHOD)(QuantDLLMConfig)
+        register_quantizer(METHOD)(QuantDLLMQuantizer)
