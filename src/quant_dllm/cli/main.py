@@ -11,13 +11,14 @@ import typer
 
 from quant_dllm.cli.compare import compare
 from quant_dllm.cli.demo import demo
+from quant_dllm.cli.doctor import doctor
 from quant_dllm.cli.evaluate import evaluate
 from quant_dllm.cli.generate import generate
 from quant_dllm.cli.inspect import inspect
 from quant_dllm.cli.quantize import quantize
 from quant_dllm.errors import QuantDLLMError, hint
 
-VERBS = {f.__name__: f for f in (quantize, evaluate, generate, inspect, compare, demo)}
+VERBS = {f.__name__: f for f in (quantize, evaluate, generate, inspect, compare, doctor, demo)}
 WRONG_REQUEST, STOPPED = 2, 130
 Refusal: Any = typer.BadParameter.__mro__[2]  # click's base, wherever this typer keeps click
 

@@ -7,6 +7,7 @@ Whoever imports the auto classes of models wants ``modeling_utils`` too, later. 
 models takes a name and where to find it.
 """
 
+import logging
 import sys
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
@@ -20,6 +21,7 @@ TOKENIZERS = "transformers.models.auto.tokenization_auto"
 LM_EVAL_MODEL = "quant_dllm.evaluation.harness:QuantDLLM"
 HARNESS = "lm_eval.api.registry"
 WATCHED = (CONFIGS, AUTO, TOKENIZERS, MODELS, HARNESS)
+logger = logging.getLogger(__name__)
 _executed: set[str] = set()  # their code has run, although their import may not have returned
 
 
@@ -39,6 +41,13 @@ def _is_done(name: str) -> bool:
 
 
 def _register(name: str) -> None:
+    try:
+        _register_behind(name)
+    except Exception as error:  # whoever imports that library may not want us at all
+        logger.warning("quant-dllm could not register with %s: %s", name, error)
+
+
+def _register_behind(name: str) -> None:
     if name == AUTO and MODELS not in sys.modules:
         import_module(MODELS)  # a model is wanted, and its auto class is in use before its base is
     if name == CONFIGS:

@@ -199,21 +199,35 @@ def open_model(model: str | Path, attention_block: int | None = None) -> Source:
     return Source(str(model), folder, family, config)
 
 
+def is_known(config: dict[str, Any]) -> bool:
+    """Tell whether a ``config.json`` is of a family that is registered."""
+    return _match(config) is not None
+
+
 def recognise(config: dict[str, Any], name: str) -> ModelFamily:
-    """Match architectures first, then model types: several families share a model type."""
-    found = [*(config.get("architectures") or []), config.get("model_type")]
+    """Match architectures first, then model types: several families share a model type.
+
+    Raises:
+        ModelError: No family is of that architecture.
+    """
+    found = _match(config)
+    if found is not None:
+        return found
+    known = [a for key in FAMILIES.targets for a in FAMILIES.get(key).architectures]
+    shown = (config.get("architectures") or ["no architecture"])[0]
+    raise ModelError(
+        f"{name} is {shown} (model_type {config.get('model_type')!r}), which is not known."
+        f"{hint(shown, known)} Known: {', '.join(known)}. To have a family proposed: quant-dllm "
+        "doctor MODEL"
+    )
+
+
+def _match(config: dict[str, Any]) -> ModelFamily | None:
     families: list[ModelFamily] = [FAMILIES.get(key) for key in FAMILIES.targets]
-    for wanted in found[:-1]:
+    architectures, kind = config.get("architectures") or [], config.get("model_type")
+    for wanted in architectures:
         for family in families:
             if wanted in family.architectures:
                 return family
-    if len(found) == 1:
-        for family in families:
-            if found[-1] in family.model_types:
-                return family
-    known = [a for family in families for a in family.architectures]
-    shown = found[0] or "no architecture"
-    raise ModelError(
-        f"{name} is {shown} (model_type {found[-1]!r}), which is not known."
-        f"{hint(str(found[0]), known)} Known: {', '.join(known)}."
-    )
+    of_kind = (family for family in families if kind in family.model_types)
+    return None if architectures else next(of_kind, None)
