@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,9 +125,8 @@ class EndToEndTuning:
         """Hide l of L tokens in each window, l stratified over the windows of a part."""
         found = []
         for i, windows in enumerate(parts):
-            dice = torch.Generator().manual_seed(
-                (self.seed << 40) + ((step + 1) << 20) + (i << 8) + rank()
-            )
+            own = f"{self.seed} {step} {i} {rank()}"  # 32 bits are all that a generator looks at
+            dice = torch.Generator().manual_seed(zlib.crc32(own.encode()))
             batch, length = windows.shape
             shift = torch.rand((), generator=dice)
             count = ((shift + torch.arange(batch) / batch) % 1.0 * length).floor() + 1
