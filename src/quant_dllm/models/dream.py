@@ -9,6 +9,7 @@ from quant_dllm.models import llama
 from quant_dllm.models.config import BackboneConfig
 from quant_dllm.models.family import ModelFamily
 from quant_dllm.models.sampling import Sampling
+from quant_dllm.models.scoring import Scoring
 
 
 def config(raw: dict[str, Any]) -> BackboneConfig:
@@ -27,5 +28,6 @@ FAMILY = ModelFamily(
     end_tokens=("<|im_end|>",),
     shift=True,
     sampling=Sampling(temperature=0.2, top_p=0.95, remasking="entropy"),
+    scoring=Scoring(hiding="rate", stratum=32, bos=True, eos=True),
     names=llama.NAMES,
 )

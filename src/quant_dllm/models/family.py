@@ -12,8 +12,10 @@ from quant_dllm.models.backbone import Backbone
 from quant_dllm.models.config import BackboneConfig
 from quant_dllm.models.network import Network
 from quant_dllm.models.sampling import Sampling
+from quant_dllm.models.scoring import Scoring
 
 DEFAULT_SAMPLING = Sampling(block_length=32)  # LLaDA's
+DEFAULT_SCORING = Scoring()  # LLaDA's, without guidance
 
 
 def backbone(config: BackboneConfig, raw: dict[str, Any]) -> Network:
@@ -41,6 +43,7 @@ class ModelFamily:
         shift: Whether row i of the logits predicts position i + 1, as in models that grew out of
             autoregressive ones; position 0 then reads row 0.
         sampling: How its authors draw text from it.
+        scoring: How its authors estimate the likelihood of an answer.
         build: Makes the network, with parameters on the meta device, from the numbers and
             ``config.json``.
     """
@@ -56,6 +59,7 @@ class ModelFamily:
     end_tokens: tuple[str, ...] = ()
     shift: bool = False
     sampling: Sampling = DEFAULT_SAMPLING
+    scoring: Scoring = DEFAULT_SCORING
     build: Callable[[BackboneConfig, dict[str, Any]], Network] = backbone
 
     def row(self, position: Int[Tensor, " some"]) -> Int[Tensor, " some"]:

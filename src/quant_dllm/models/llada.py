@@ -8,6 +8,7 @@ from typing import Any
 from quant_dllm.errors import ModelError
 from quant_dllm.models.config import BackboneConfig
 from quant_dllm.models.family import ModelFamily
+from quant_dllm.models.scoring import Scoring
 
 BLOCK = "model.transformer.blocks.*"
 
@@ -59,6 +60,15 @@ FAMILY = ModelFamily(
     mask_tokens=("<|mdm_mask|>",),
     mask_token_id=126336,
     end_tokens=("<|eot_id|>",),
+    scoring=Scoring(
+        guidance={
+            "gpqa_main_n_shot": 0.5,
+            "truthfulqa_mc2": 2.0,
+            "arc_challenge": 0.5,
+            "hellaswag": 0.5,
+            "piqa": 0.5,
+        }
+    ),
     names={
         "embed": "model.transformer.wte",
         "norm": "model.transformer.ln_f",
