@@ -1,8 +1,11 @@
 """Small models in upstream form, and correlated layers, that every test may ask for."""
 
 import json
+import os
 import shutil
 from pathlib import Path
+
+os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
 
 import pytest
 import torch
@@ -11,9 +14,10 @@ from safetensors.torch import save_file
 from quant_dllm.models.backbone import Backbone
 from quant_dllm.models.llada import FAMILY
 from quant_dllm.models.source import locate
-from quant_dllm.statistics.layer import LayerStatistics
+from quant_dllm.statistics.layer import LayerStatistics, Needs
 
 torch.set_num_threads(1)  # two workers on two cores; OpenMP barriers cost more than they give
+os.environ.setdefault("QUANT_DLLM_KERNEL", "reference")  # the same on every machine; see `kernels`
 GOLDEN = Path(__file__).parent / "golden"
 CONFIG = {
     "architectures": ["LLaDAModelLM"],
@@ -64,13 +68,32 @@ def broken_model(small_model, tmp_path) -> Path:
     return Path(shutil.copytree(small_model, tmp_path / "broken"))
 
 
+@pytest.fixture
+def kernels(monkeypatch):
+    """Let the package choose its kernels, as it does for users."""
+    monkeypatch.delenv("QUANT_DLLM_KERNEL", raising=False)
+
+
+EVERYTHING = Needs.HESSIAN | Needs.DRIFT | Needs.SAMPLES
+
+
 def correlated_layer(out: int, inputs: int, tokens: int = 512, seed: int = 0):
-    """Return a weight, its inputs and their statistics; neighbouring inputs are correlated."""
+    """Return a weight, its inputs and their statistics; neighbouring inputs are correlated.
+
+    The inputs of the full-precision model, to which the drift leads, are a mixture of these.
+    """
     dice = torch.Generator().manual_seed(seed)
     mixing = torch.randn(inputs, inputs, generator=dice) / inputs**0.5 + torch.eye(inputs)
     x = torch.randn(tokens, inputs, generator=dice) @ mixing
     weight = torch.randn(out, inputs, generator=dice)
-    return weight, x, LayerStatistics.gather([x], 0.01)
+    return weight, x, LayerStatistics.gather([x], 0.01, EVERYTHING, [full_inputs(x)])
+
+
+def full_inputs(x: torch.Tensor) -> torch.Tensor:
+    """Return what the full-precision model would have seen in place of ``x`` [tokens, in]."""
+    dice = torch.Generator().manual_seed(1)
+    mixing = torch.randn(x.shape[1], x.shape[1], generator=dice) / x.shape[1] ** 0.5
+    return x + 0.1 * x @ mixing
 
 
 @pytest.fixture

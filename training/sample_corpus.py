@@ -90,7 +90,7 @@ def sample(sampler: Sampler, tokens: int, top_p: float, seed: int, path: Path) -
         text = torch.load(path, map_location=device)
     began, before = time.monotonic(), text.numel()
     while text.numel() < tokens:
-        dice = torch.Generator(device).manual_seed(seed << 32 | text.shape[1])
+        dice = stories15m.dice(device, seed, text.shape[1])
         new, at, found = text[:, -KEPT:], 0, [text]
         while at + new.shape[1] < window:
             logits = sampler.step(new, at)
@@ -130,18 +130,17 @@ def split_stories(streams: Tensor, end: int) -> list[Tensor]:
 
 def write_splits(out: Path, stories: list[Tensor], tokenizer) -> dict[str, int]:
     """Write the named splits as text and the rest as tokens; no story is in two of them."""
-    at, taken, counts = 0, set(), {}
+    stories = list({story.numpy().tobytes(): story for story in stories}.values())
+    at, counts = 0, {}
     for name, most in SPLITS.items():
         size = min(most, len(stories) // 10)
         texts = tokenizer.decode_batch([s.tolist() for s in stories[at : at + size]])
-        taken.update(s.numpy().tobytes() for s in stories[at : at + size])
         with gzip.GzipFile(out / f"{name}.txt.gz", "wb", mtime=0) as file:
             file.write("".join(f"{text.strip()}\n{END}\n" for text in texts).encode())
         counts[name], at = len(texts), at + size
-    train = [s for s in stories[at:] if s.numpy().tobytes() not in taken]
-    tokens = torch.cat(train)
+    tokens = torch.cat(stories[at:])
     tokens.numpy().tofile(out / "train.bin")
-    return counts | {"train": len(train), "train_tokens": len(tokens)}
+    return counts | {"train": len(stories) - at, "train_tokens": len(tokens)}
 
 
 def choose_vocabulary(args: argparse.Namespace) -> None:
@@ -187,13 +186,15 @@ def main() -> None:
         choose_vocabulary(args)
     torch.multiprocessing.spawn(work, (args,), nprocs=args.workers)
     tokenizer = Tokenizer.from_file(str(args.out / "tokenizer.json"))
-    stories = []
+    stories, sampled = [], 0
     for worker in range(args.workers):
         streams = torch.load(args.out / f"streams-{worker}.pt", map_location="cpu")
         stories += split_stories(streams.to(torch.int16), end=1)
+        sampled += streams.numel()
     counts = write_splits(args.out, stories, tokenizer)
     record = {"what": "corpus", "source": "stories15M", "top_p": args.top_p, "seed": args.seed,
-              "vocabulary": tokenizer.get_vocab_size(), **counts}  # fmt: skip
+              "vocabulary": tokenizer.get_vocab_size(),
+              "sampled_tokens": sampled, **counts}  # fmt: skip
     (args.out / "corpus.json").write_text(json.dumps(record, indent=1))
     print(json.dumps(record))
 

@@ -3,6 +3,7 @@
 The model is Andrej Karpathy's (llama2.c, MIT licence).
 """
 
+import hashlib
 import os
 import struct
 from itertools import pairwise
@@ -25,6 +26,16 @@ def folder() -> Path:
     """Find ``stories15M``: under ``QUANT_DLLM_DATA``, else beside the project."""
     beside = Path(__file__).resolve().parents[2] / "shared" / "data"
     return Path(os.environ.get("QUANT_DLLM_DATA", beside)) / "stories15M"
+
+
+def dice(device: str, *numbers: int) -> torch.Generator:
+    """Make a generator of its own for every tuple of numbers.
+
+    A generator on the CPU reads the low 32 bits of its seed only: shifting numbers together would
+    give two workers the same dice. So they are hashed.
+    """
+    seed = int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:4], "little")
+    return torch.Generator(device).manual_seed(seed)
 
 
 def half_split(rows: Tensor, head_width: int) -> Tensor:

@@ -2,8 +2,8 @@
 
 The network starts from stories15M's weights and loses its causal mask. The loss is the masked
 diffusion bound: of a window of L tokens l are hidden, l stratified over 1 … L within the batch, and
-the cross-entropy of the hidden tokens is weighted by 1/t = L/l. AdamW, linear warm-up and decay,
-an exponential average of the weights is what is kept.
+the cross-entropy of the hidden tokens is weighted by 1/t = L/l. The blocks' matrices follow Muon,
+the rest AdamW, at one rate with linear warm-up and decay; an average of the last weights is kept.
 
     python training/train_tiny.py [--minutes 300]
     python training/train_tiny.py --minutes 7 --device cuda --workers 1 --batch 256 --micro 256
@@ -31,6 +31,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 import stories15m
+from muon import Muon
 from quant_dllm.models.backbone import Backbone
 from quant_dllm.models.llada import FAMILY
 from stories15m import END, MASK, UNKNOWN
@@ -117,20 +118,28 @@ class Trainer:
         self.corpus = Corpus(args.data / "train.bin", args.device)
         self.model = initial(torch.load(args.data / "kept_ids.pt")).to(args.device)
         self.average = copy.deepcopy(self.model)
-        deep = [p for p in self.model.parameters() if p.ndim >= 2]
-        flat = [p for p in self.model.parameters() if p.ndim < 2]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": deep, "weight_decay": 0.05}, {"params": flat, "weight_decay": 0.0}],
-            lr=args.peak, betas=(0.9, 0.98), fused=args.device == "cuda",
-        )  # fmt: skip
+        inner = [p for p in self.model.blocks.parameters() if p.ndim == 2]
+        outer = [*self.model.embed.parameters(), *self.model.head.parameters()]
+        flat = [p for p in self.model.parameters() if p.ndim == 1]
+        if args.adamw:
+            inner, outer = [], inner + outer
+        self.optimizers = [
+            torch.optim.AdamW(
+                [{"params": outer, "weight_decay": 0.05}, {"params": flat, "weight_decay": 0.0}],
+                lr=args.peak, betas=(0.9, 0.98), fused=True,
+            )
+        ]  # fmt: skip
+        if inner:
+            self.optimizers.append(Muon(inner, args.peak, momentum=0.95, weight_decay=0.05))
         self.run = torch.compile(bound) if args.compile else bound
         self.step, self.spent, self.tokens, self.curve = 0, 0.0, 0, []
 
     def keep(self) -> None:
         """Save the state: write beside, then rename."""
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-                 "average": self.average.state_dict(), "step": self.step, "spent": self.spent,
-                 "tokens": self.tokens, "curve": self.curve}  # fmt: skip
+        state = {"model": self.model.state_dict(), "average": self.average.state_dict(),
+                 "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+                 "step": self.step, "spent": self.spent, "tokens": self.tokens,
+                 "curve": self.curve}  # fmt: skip
         beside = self.args.state.with_suffix(".part")
         torch.save(state, beside)
         beside.replace(self.args.state)
@@ -140,8 +149,11 @@ class Trainer:
         if not self.args.state.exists():
             return
         state = torch.load(self.args.state, map_location=self.args.device)
-        for name in ("model", "optimizer", "average"):
-            getattr(self, name).load_state_dict(state[name])
+        for part, kept in zip(
+            (self.model, self.average, *self.optimizers),
+            (state["model"], state["average"], *state["optimizers"]), strict=True,
+        ):  # fmt: skip
+            part.load_state_dict(kept)
         for name in ("step", "spent", "tokens", "curve"):
             setattr(self, name, state[name])
         if self.lead:
@@ -151,8 +163,7 @@ class Trainer:
         """Add up the gradient of one step; every fourth step has shorter windows."""
         args = self.args
         length = args.length if self.step % 4 else args.length // 2
-        seed = ((args.seed * args.workers + self.worker) << 32) | self.step
-        dice = torch.Generator(args.device).manual_seed(seed)
+        dice = stories15m.dice(args.device, args.seed, self.step, self.worker)
         count = args.batch * args.length // length // args.workers
         parts = self.corpus.windows(count, length, dice).split(args.micro * args.length // length)
         total = 0.0
@@ -172,13 +183,14 @@ class Trainer:
 
     def update(self, progress: float) -> None:
         """Take one step and move the average after it."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate(progress, self.args.peak)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=False)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate(progress, self.args.peak)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=False)
         self.step += 1
-        follow = max(0.001, 1 / self.step)
+        follow = 20 / (self.step + 19)  # the average looks back over the last twentieth
         with torch.no_grad():
             torch._foreach_lerp_(
                 list(self.average.parameters()), list(self.model.parameters()), follow
@@ -193,15 +205,13 @@ class Trainer:
 
     def train(self) -> None:
         """Train until the time is spent."""
-        held = validation_windows(self.args.data, self.args.length)[:128].to(self.args.device)
+        held = validation_windows(self.args.data, self.args.length)[:64].to(self.args.device)
         began, saved = time.monotonic() - self.spent, self.spent
         while (progress := self.progress()) < 1.0:
             loss = self.gradient()
             self.update(progress)
             self.spent = time.monotonic() - began
-            if self.lead and (
-                self.step in (1, 100) or self.spent - saved > self.args.minutes * 1.5
-            ):
+            if self.lead and self.spent - saved > max(60, self.args.minutes * 3):
                 saved = self.spent
                 point = {"step": self.step, "tokens": self.tokens,
                          "minutes": round(self.spent / 60, 2), "train": round(loss, 4),
@@ -243,8 +253,8 @@ def save_model(out: Path, model: Backbone, data: Path) -> None:
 def work(worker: int, args: argparse.Namespace) -> None:
     """Run one process."""
     torch.set_float32_matmul_precision("high")
+    torch.set_num_threads(1)
     if args.workers > 1:
-        torch.set_num_threads(1)
         store = args.state.with_suffix(".store").absolute().as_uri()
         dist.init_process_group("gloo", store, rank=worker, world_size=args.workers)
     trainer = Trainer(worker, args)
@@ -272,9 +282,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--minutes", type=float, default=300, help="length of the whole run")
     parser.add_argument("--batch", type=int, default=16, help="windows a step")
-    parser.add_argument("--micro", type=int, default=8, help="windows at once")
+    parser.add_argument("--micro", type=int, default=4, help="windows at once")
     parser.add_argument("--length", type=int, default=256, help="tokens a window")
-    parser.add_argument("--peak", type=float, default=1e-3, help="highest learning rate")
+    parser.add_argument("--peak", type=float, default=2e-3, help="highest learning rate")
+    parser.add_argument("--adamw", action="store_true", help="do without Muon")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--bfloat16", action="store_true", help="slow where it is not native")

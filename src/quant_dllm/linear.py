@@ -1,12 +1,22 @@
 """A linear layer whose weight is packed."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from quant_dllm.kernels import dispatch
+from quant_dllm.kernels.dispatch import PreparedWeight
 from quant_dllm.weights.base import WEIGHTS, QuantizedWeight
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def eager(function: Function) -> Function:
+    """Keep a function out of compiled graphs."""
+    return cast(Function, torch.compiler.disable(function))
 
 
 class QuantLinear(nn.Module):
@@ -14,9 +24,17 @@ class QuantLinear(nn.Module):
 
     The tensors are frozen parameters, so that whatever moves, saves or offloads a model carries
     them; scales keep their float16 whatever dtype the model computes in.
+
+    A kernel that wants its own layout gets it at the first call, or from `prepare`. The prepared
+    weight then stands in for the tensors, which are `None` meanwhile: two bits a weight are in
+    memory once. Saving, loading and moving bring the tensors back.
+
+    Attributes:
+        prepared: The weight in a kernel's layout, if one has asked for it.
     """
 
     bias: nn.Parameter | None
+    prepared: PreparedWeight | None
 
     def __init__(
         self, kind: str, tensors: dict[str, Tensor], layout: dict[str, Any], bias: Tensor | None
@@ -25,6 +43,7 @@ class QuantLinear(nn.Module):
         super().__init__()
         self.kind: type[QuantizedWeight] = WEIGHTS.get(kind)
         self.layout = layout
+        self.prepared = None
         for name in self.kind.names:
             self.register_parameter(name, nn.Parameter(tensors[name], requires_grad=False))
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
@@ -36,16 +55,55 @@ class QuantLinear(nn.Module):
 
     @property
     def weight(self) -> QuantizedWeight:
-        """View the parameters as the weight that they store."""
+        """View the parameters as the weight that they store, or restore it."""
+        if self.prepared is not None:
+            return self.prepared.restore()
         return self.kind(**{name: getattr(self, name) for name in self.kind.names}, **self.layout)
+
+    @property
+    def in_features(self) -> int:
+        """Count the input channels."""
+        known = self.layout.get("in_features")
+        return self.weight.in_features if known is None else known
+
+    @property
+    def weight_bytes(self) -> int:
+        """Count the bytes in memory that hold the weight."""
+        if self.prepared is not None:
+            return self.prepared.nbytes
+        return sum(getattr(self, name).nbytes for name in self.kind.names)
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """Multiply with the fastest kernel that takes the call."""
+        if self.prepared is None:
+            self.prepare(x)
+        if self.prepared is not None and self.prepared.refuses(x) is None:
+            return self.prepared.linear(x, self.bias)
         y = dispatch.linear(x, self.weight)
         return y if self.bias is None else y + self.bias
 
+    @eager
+    def prepare(self, like: Float[Tensor, "*batch in"]) -> None:
+        """Bring the weight into the layout of the kernel that takes inputs like this one."""
+        if getattr(getattr(self, "_hf_hook", None), "offload", False):
+            return  # the tensors are on a disk, and go back there after every call
+        weight = self.weight
+        self.prepared = dispatch.prepare(like, weight)
+        if self.prepared is not None:
+            for name in self.kind.names:
+                self._parameters[name] = None
+
+    def settle(self) -> None:
+        """Give up a kernel's layout for the tensors."""
+        if self.prepared is None:
+            return
+        weight, self.prepared = self.prepared.restore(), None
+        for name, tensor in weight.tensors().items():
+            self._parameters[name] = nn.Parameter(tensor, requires_grad=False)
+
     def _apply(self, fn, recurse: bool = True):
         """Move with the model, but let no ``.to(dtype)`` change what is stored."""
+        self.settle()
         stored = {id(getattr(self, name)) for name in self.kind.names}
 
         def move(tensor: Tensor) -> Tensor:
@@ -54,6 +112,18 @@ class QuantLinear(nn.Module):
             return moved if kept else tensor.to(moved.device)
 
         return super()._apply(move, recurse)
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        """Save the tensors, whichever layout is in memory."""
+        if self.prepared is not None:
+            tensors = self.prepared.restore().tensors()
+            destination |= {prefix + name: tensor for name, tensor in tensors.items()}
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        """Load into the tensors."""
+        self.settle()
+        super()._load_from_state_dict(*args, **kwargs)
 
     def extra_repr(self) -> str:
         """Say what is stored."""

@@ -16,6 +16,7 @@ CALIBRATIONS = Registry(
     "calibration",
     {
         "mcs": "quant_dllm.calibration.mcs:MaskedCalibrationSimulation",
+        "trajectory": "quant_dllm.calibration.trajectory:DenoisingTrajectory",
         "visible": "quant_dllm.calibration.visible:Visible",
     },
 )
@@ -23,15 +24,22 @@ PRECISIONS = Registry(
     "precision policy",
     {
         "abmp": "quant_dllm.precision.abmp:AdaptiveBlockwiseMixedPrecision",
+        "slim": "quant_dllm.precision.slim:SalienceDeterminedBitAllocation",
         "uniform": "quant_dllm.precision.uniform:Uniform",
     },
 )
 QUANTIZERS = Registry(
     "quantizer",
     {
+        "arb-llm": "quant_dllm.quantizers.arb_llm:ARBLLM",
+        "awq": "quant_dllm.quantizers.awq:AWQ",
+        "billm": "quant_dllm.quantizers.billm:BiLLM",
         "daq": "quant_dllm.quantizers.daq:DataAwareAnyOrderQuantizer",
+        "gptaq": "quant_dllm.quantizers.gptaq:GPTAQ",
         "gptq": "quant_dllm.quantizers.gptq:GPTQ",
+        "hqq": "quant_dllm.quantizers.hqq:HalfQuadraticQuantizer",
         "rtn": "quant_dllm.quantizers.rtn:RTN",
+        "slim-llm": "quant_dllm.quantizers.slim_llm:SliMLLM",
     },
 )
 PARTS = {"calibration": CALIBRATIONS, "precision": PRECISIONS, "quantizer": QUANTIZERS}

@@ -127,7 +127,8 @@ class ComparisonRecord:
         recipe: Name and every field; the name alone for the 16-bit model.
         seed: Of the calibration.
         evaluation: What `evaluate` gave.
-        layer_errors: ‖(W − Ŵ) X‖² / ‖W X‖² of each layer on held-out masked inputs.
+        layer_errors: ‖(W − Ŵ) X‖² / ‖W X‖² of each layer on held-out masked inputs; none where the
+            method scales inputs, for what is stored is then not W rounded.
         bytes_on_disk: Of the whole folder.
         seconds: Time to quantize; ``None`` for the 16-bit model, as the next.
         peak_memory: Peak resident memory while quantizing, bytes.

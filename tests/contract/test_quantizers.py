@@ -7,7 +7,7 @@ import torch
 
 from quant_dllm.quantizers.base import Quantizer
 from quant_dllm.recipe import QUANTIZERS
-from quant_dllm.statistics.layer import output_error
+from quant_dllm.statistics.layer import Needs, output_error
 from quant_dllm.weights.base import WEIGHTS, QuantizedWeight
 
 BLOCK = 20
@@ -56,7 +56,8 @@ def test_returns_a_weight_that_reports_what_it_stores(quantizer, layer):
     assert isinstance(packed, QuantizedWeight)
     assert WEIGHTS.get(packed.kind) is type(packed)
     assert (packed.out_features, packed.in_features) == weight.shape
-    assert packed.code_bits == 2.0  # 20 · (2 + 1 + 3) + 12 · 2 over 72
+    extra = packed.code_bits - 2.0  # 20 · (2 + 1 + 3) + 12 · 2 over 72
+    assert 0 <= extra < 1 if packed.kind == "simulated" else extra == 0  # salient columns
     assert packed.stored_bits > packed.code_bits
     if packed.kind != "simulated":
         stored = 8 * sum(t.nbytes for t in packed.tensors().values())
@@ -83,6 +84,8 @@ def test_stays_near_the_weight_and_finite_where_inputs_and_weights_are_dead(quan
 
 
 def test_calibrated_methods_beat_round_to_nearest(quantizer, layer, record_property):
+    if quantizer.needs == Needs.NOTHING:
+        pytest.skip("it knows no more of the layer than round-to-nearest")
     weight, stats = layer
     rtn = rounded(QUANTIZERS.get("rtn")(), layer, [2] * 4).dequantize()
     ours = rounded(quantizer, layer, [2] * 4).dequantize()

@@ -5,12 +5,12 @@ import json
 import pytest
 
 from quant_dllm.cli.main import main
-from quant_dllm.evaluation.compare import read_records
+from quant_dllm.evaluation.compare import Comparison, read_records
 from quant_dllm.evaluation.identity import hash_code, identify
 from quant_dllm.recipe import Choice, Recipe
 from quant_dllm.record import BASE
 from quant_dllm.report.pareto import lower_edge
-from quant_dllm.report.table import Spread, markdown, rows
+from quant_dllm.report.table import COLUMNS, Spread, markdown, rows
 
 WORDS = ["--sequences", "4", "--length", "32", "--draws", "2", "--seeds", "2"]
 
@@ -100,9 +100,20 @@ def test_markdown_is_a_table():
     assert markdown(("a", "b"), [("x", "1")]) == "| a | b |\n| --- | --: |\n| x | 1 |\n"
 
 
-def test_a_recipe_may_be_a_value(small_model):
-    from quant_dllm.evaluation.compare import Comparison
+def test_no_layer_error_is_told_of_a_method_that_scales_inputs(small_model):
+    """What is stored is then W S rounded: W − Ŵ would tell of the scale, not of rounding."""
+    recipe = Recipe.load("awq-2bit").override(
+        {"calibration.sequences": 2, "calibration.length": 16, "precision.block_size": 16}
+    )
+    comparison = Comparison(
+        model=str(small_model), recipes=[recipe], seeds=[0], sequences=2, length=16, draws=1
+    )
+    record = list(comparison.run({}))[-1]
+    assert record.layer_errors == {}
+    assert dict(zip(COLUMNS, rows([record])[0].cells(), strict=True))["layer error"] == "–"
 
+
+def test_a_recipe_may_be_a_value(small_model):
     recipe = Recipe(
         name="mine",
         calibration=Choice(name="visible", options={"sequences": 2, "length": 16}),

@@ -75,7 +75,7 @@ def test_a_known_model_is_explained(capsys, tmp_path):
     family = FAMILIES.get("fast-dllm")
     Oracle("Qwen2", 16, config={"bd_size": 16})(tmp_path / "m", family)
     assert main(["doctor", str(tmp_path / "m"), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = json.loads(capsys.readouterr().out)["model"]
     assert found["attention"] == "block-causal, 16 tokens"
     assert "shifted" in found["logits predict"]
     assert found["mask token"].startswith("60 (|<MASK>|")

@@ -118,3 +118,24 @@ def test_every_round_lowers_the_loss_and_all_of_them_much(matrix):
 
 def test_it_stops_when_little_is_gained(matrix):
     assert len(refine(matrix, rounds=50, tolerance=0.05)) < 20
+
+
+def test_what_is_left_is_what_float16_stores(matrix):
+    losses = refine(matrix, rounds=2)
+    assert losses[-1] <= losses[-2] * 1.01  # float16 costs next to nothing
+    for block in matrix.blocks:
+        for scales in (block.rows, block.columns):
+            assert torch.equal(scales, scales.half().float())
+
+
+def test_the_quantizer_refines_what_it_swept(layer):
+    weight, stats = layer
+    bits = torch.tensor(ORDERS)
+
+    def loss(refinements):
+        quantizer = DataAwareAnyOrderQuantizer(emphasis=1.0, refinements=refinements)
+        rest = weight - quantizer.quantize(weight, stats, bits, 20).dequantize()
+        return ((rest @ damp(stats.hessian, stats.damping)) * rest).sum().item()
+
+    swept, once, often = loss(0), loss(1), loss(6)
+    assert often < once < 0.95 * swept

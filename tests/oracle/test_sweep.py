@@ -48,15 +48,16 @@ def test_the_factor_is_that_of_the_inverse(layer):
     assert torch.allclose(U.T @ U, inverse, rtol=1e-3, atol=1e-5 * inverse.abs().max().item())
 
 
-def test_gptq_equals_optimal_brain_quantization_across_blocks(layer):
+@pytest.mark.parametrize("static_groups", [False, True])
+def test_gptq_equals_optimal_brain_quantization_across_blocks(layer, static_groups):
     weight, stats = layer
-    bits = torch.full((4,), 2)
+    bits, original = torch.full((4,), 2), list(weight.split(BLOCK, dim=1))
 
     def fit_block(block):
-        grid = Grid.fit(block.float(), 2)
+        grid = Grid.fit(original.pop(0) if static_groups else block.float(), 2)
         return lambda j, w: grid.round(w.float()).double()
 
-    ours = GPTQ().quantize(weight, stats, bits, BLOCK).dequantize()
+    ours = GPTQ(static_groups=static_groups).quantize(weight, stats, bits, BLOCK).dequantize()
     oracle = optimal_brain_quantizer(weight.double(), damped(stats), fit_block)
     assert torch.allclose(ours.double(), oracle, atol=1e-4)  # fp32, 72 solves of condition 1e3
 

@@ -55,7 +55,7 @@ def test_its_tensors_are_frozen_parameters_under_their_own_names(packed):
     assert "72, 24" in repr(layer)
 
 
-def test_dispatch_says_why_a_backend_refused(packed, caplog, monkeypatch):
+def test_dispatch_says_why_a_backend_refused(packed, caplog, monkeypatch, kernels):
     from quant_dllm.kernels import dispatch
 
     class Refusing:

@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quant_dllm.weights.affine import AffineWeight
 from quant_dllm.weights.binary import BinaryWeight, Planes
 from quant_dllm.weights.packing import (
     bit_planes,
@@ -92,20 +95,31 @@ def test_bits_are_counted_as_the_method_counts_them():
     grid = Group(torch.zeros(4096, 128).int(), torch.ones(4096), torch.zeros(4096).int(), 2)
     uniform = UniformWeight.of([grid, grid], 128)
     assert uniform.stored_bits == pytest.approx(2 + (16 + 2) / 128, abs=1e-4)  # 2.14
+    affine = AffineWeight.of([replace(grid, zero_point=torch.zeros(4096))] * 2, 128)
+    assert affine.stored_bits == pytest.approx(2 + (16 + 16) / 128, abs=1e-4)  # 2.25
 
 
-def test_a_uniform_weight_scales_codes_from_their_zero():
+@pytest.mark.parametrize("kind", [UniformWeight, AffineWeight])
+def test_evenly_spaced_levels_are_codes_scaled_from_their_zero(kind):
     dice = torch.Generator().manual_seed(0)
+
+    def zero_point(bits):
+        whole = torch.randint(2**bits, (6,), generator=dice).float()
+        fraction = torch.randn(6, generator=dice).half().float()
+        return whole if kind is UniformWeight else fraction
+
     groups = [
         Group(
             torch.randint(2**b, (6, w), generator=dice),
             torch.rand(6, generator=dice).half().float(),
-            torch.randint(2**b, (6,), generator=dice),
+            zero_point(b),
             b,
         )
         for w, b in [(16, 2), (16, 3), (5, 1)]
     ]
-    weight = UniformWeight.of(groups, 16)
+    weight = kind.of(groups, 16)
+    again = kind(**weight.tensors(), **weight.layout())
+    assert torch.equal(again.dequantize(), weight.dequantize())
     by_hand = torch.cat([g.scale[:, None] * (g.codes - g.zero_point[:, None]) for g in groups], 1)
     assert torch.equal(weight.dequantize(), by_hand)
     assert torch.equal(weight.dequantize(slice(2, 5)), by_hand[2:5])

@@ -1,11 +1,12 @@
 import subprocess
 import sys
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
 from quant_dllm.errors import RecipeError, UnknownNameError
-from quant_dllm.recipe import PARTS, Recipe
+from quant_dllm.recipe import PARTS, QUANTIZERS, Recipe
 
 PRESETS = sorted(
     f.name.removesuffix(".yaml")
@@ -20,6 +21,25 @@ def test_every_preset_builds(preset):
     calibration, precision, quantizer = recipe.build()
     assert recipe.about
     assert calibration.sequences and precision.bits and quantizer.needs is not None
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("quantizer", ["rtn", "hqq", "awq", "gptq", "gptaq", "slim-llm"])
+def test_a_baseline_of_evenly_spaced_levels_comes_with_two_three_and_four_bits(quantizer, bits):
+    recipe = Recipe.load(f"{quantizer}-{bits}bit")
+    assert recipe.quantizer.name == quantizer
+    assert (
+        recipe.to_dict()["precision"] | {"bits": bits, "block_size": 128}
+        == (recipe.to_dict()["precision"])
+    )
+
+
+def test_every_registered_quantizer_has_a_preset_and_a_row_in_the_docs():
+    by_quantizer = {Recipe.load(preset).quantizer.name: preset for preset in PRESETS}
+    assert by_quantizer.keys() == QUANTIZERS.targets.keys()
+    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    named = {name for name in PRESETS if f"`{name}`" in page}
+    assert {Recipe.load(name).quantizer.name for name in named} == QUANTIZERS.targets.keys()
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -52,7 +72,7 @@ def test_overrides_change_one_field_or_one_part():
     )
     built = recipe.to_dict()
     assert built["precision"]["ratio"] == 0.1
-    assert built["quantizer"] == {"name": "gptq", "search": True}
+    assert built["quantizer"] == {"name": "gptq", "search": True, "static_groups": False}
 
 
 def test_a_yaml_file_is_a_recipe(tmp_path):

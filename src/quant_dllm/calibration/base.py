@@ -2,12 +2,23 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 from jaxtyping import Int
 from torch import Tensor
 
 from quant_dllm.errors import RecipeError
+
+
+@runtime_checkable
+class Denoise(Protocol):
+    """The 16-bit model, writing."""
+
+    def __call__(
+        self, prompt: Int[Tensor, "n prompt"], length: int, steps: int, seed: int
+    ) -> Iterator[Int[Tensor, "n canvas"]]:
+        """Yield the canvas before the first step, and after every step."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +52,13 @@ class Calibration:
             raise RecipeError(f"calibration.damping is {self.damping}; it must be above 0.")
 
     def views(
-        self, windows: Int[Tensor, "n length"], mask_token_id: int, seed: int
+        self,
+        windows: Int[Tensor, "n length"],
+        mask_token_id: int,
+        seed: int,
+        denoise: Denoise | None = None,
     ) -> Iterator[Int[Tensor, " length"]]:
-        """Yield what the model is shown, made of the whole corpus.
+        """Yield what the model is shown, made of the whole corpus; ``denoise`` lets it write.
 
         Each window has as many views as every other, and they follow each other.
         """

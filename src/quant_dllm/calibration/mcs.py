@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from quant_dllm.calibration.base import Calibration
+from quant_dllm.calibration.base import Calibration, Denoise
 from quant_dllm.errors import RecipeError
 
 
@@ -47,7 +47,11 @@ class MaskedCalibrationSimulation(Calibration):
         return behind & (torch.rand(length, generator=dice) < t)
 
     def views(
-        self, windows: Int[Tensor, "n length"], mask_token_id: int, seed: int
+        self,
+        windows: Int[Tensor, "n length"],
+        mask_token_id: int,
+        seed: int,
+        denoise: Denoise | None = None,
     ) -> Iterator[Int[Tensor, " length"]]:
         """Yield masked windows; view v draws its mask from ``seed + v``, wherever it is made."""
         n, copies = len(windows), self.timesteps or 1

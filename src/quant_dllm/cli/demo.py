@@ -8,7 +8,7 @@ import typer
 
 RECIPES = ("rtn-2bit", "gptq-2bit", "quant-dllm-2bit-paper", "quant-dllm-2bit")
 PROMPT = "Once upon a time, there was a little girl named Lily. She"
-COLUMNS = ("model", "code bits", "bits/weight", "file bits/weight", "on disk", "NELBO",
+COLUMNS = ("model", "code bits", "bits/weight", "file bits/weight", "weights on disk", "NELBO",
            "perplexity", "KL to 16-bit", "top-1", "seconds")  # fmt: skip
 
 
@@ -37,20 +37,22 @@ def _run(out: Path) -> None:
     for recipe in RECIPES:
         refuse_existing(out / recipe)
     base = load("tiny")
-    windows = held_out(base, None, sequences=48, length=256, seed=0)
+    windows = held_out(base, None, sequences=32, length=256, seed=0)
     yardstick = Yardstick(windows=windows, base=base, draws=4, track=track)
-    rows = [_row("16-bit", yardstick.measure(base), size(base.source.folder.total_bytes), "-")]
+    rows = [_row("16-bit", yardstick.measure(base), size(base.source.folder.weight_bytes), "-")]
     for recipe in RECIPES:
         record = quantize("tiny", out / recipe, recipe, track=track)
         found = yardstick.measure(load(out / recipe))
-        disk = size(Folder(out / recipe).total_bytes)
+        disk = size(Folder(out / recipe).weight_bytes)
         rows.append(_row(recipe, found, disk, f"{record.seconds:.1f}"))
     print_table(
         f"tiny at two bits: {len(windows)} held-out windows of {windows.shape[1]} tokens, "
         "± standard error", COLUMNS, rows,
     )  # fmt: skip
     for name, model in (("16-bit", base), (RECIPES[-1], load(out / RECIPES[-1]))):
-        story = generate(model, PROMPT, length=128, track=track)
+        story = generate(
+            model, PROMPT, length=128, block_length=8, temperature=0.7, seed=1, track=track
+        )
         print(f"{name}, {story.calls} model calls:\n{PROMPT}{story.text}\n")
 
 

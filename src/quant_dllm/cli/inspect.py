@@ -44,11 +44,23 @@ def inspect(model: Model, as_json: AsJson = False) -> None:
             "recipe": f"{facts['recipe']['name']}, seed {facts['seed']}",
             "bits a weight": f"{bits['code']:.3f} codes, {bits['stored']:.3f} with scales, "
             f"{bits['file']:.3f} of the file",
+            "packed": _packed(facts["layers"]),
             "quantized in": f"{facts['seconds']:.1f} s, peak memory {size(facts['peak_memory'])}",
         }
     )
     print_table("", ("layer", "kind", "shape", "codes", "stored", "orders", "error"),
                 [_row(layer) for layer in facts["layers"]])  # fmt: skip
+
+
+def _packed(layers: list[dict]) -> str:
+    """Say whether the file holds what the bits count."""
+    simulated = sum(layer["kind"] == "simulated" for layer in layers)
+    if not simulated:
+        return "yes"
+    return (
+        f"no: {simulated} of {len(layers)} layers are simulated, float16 values on disk; "
+        "codes and scales are what the method would store"
+    )
 
 
 def _row(layer: dict) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from quant_dllm.cli.bench import bench
 from quant_dllm.cli.compare import compare
 from quant_dllm.cli.demo import demo
 from quant_dllm.cli.doctor import doctor
@@ -18,7 +19,9 @@ from quant_dllm.cli.inspect import inspect
 from quant_dllm.cli.quantize import quantize
 from quant_dllm.errors import QuantDLLMError, hint
 
-VERBS = {f.__name__: f for f in (quantize, evaluate, generate, inspect, compare, doctor, demo)}
+VERBS = {
+    f.__name__: f for f in (quantize, evaluate, generate, inspect, compare, bench, doctor, demo)
+}
 WRONG_REQUEST, STOPPED = 2, 130
 Refusal: Any = typer.BadParameter.__mro__[2]  # click's base, wherever this typer keeps click
 

@@ -17,6 +17,7 @@ from quant_dllm.models.bundled import bundled_text
 from quant_dllm.models.load import load
 from quant_dllm.models.model import DiffusionLM
 from quant_dllm.pipeline.quantize import quantize
+from quant_dllm.quantizers.base import ScalesInputs
 from quant_dllm.recipe import PARTS, Recipe
 from quant_dllm.record import BASE, ComparisonRecord, RunRecord
 from quant_dllm.track import Track, silent
@@ -114,7 +115,8 @@ class Comparison:
             )  # fmt: skip
             model = load(out, device=self.device, mask_token_id=self.mask_token_id)
             found = self._yardstick.measure(model)
-            errors = self._layers.measure(model)
+            scaled = isinstance(recipe.build()[-1], ScalesInputs)
+            errors = {} if scaled else self._layers.measure(model)
             return self._to_record(recipe, seed, found, made, errors, Folder(out).total_bytes)
 
     def _to_record(

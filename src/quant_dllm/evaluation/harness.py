@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lm_eval.api.instance import Instance
-from lm_eval.api.model import LM
+from lm_eval.api.instance import Instance  # pyright: ignore[reportMissingImports]
+from lm_eval.api.model import LM  # pyright: ignore[reportMissingImports]
 
 from quant_dllm.errors import ModelError, RequestError
 from quant_dllm.evaluation.answers import Answer, log_likelihoods
@@ -200,7 +200,8 @@ class QuantDLLM(LM):
         stops = wanted.get("until") or []
         stops = [stops] if isinstance(stops, str) else stops
         greedy = wanted.get("do_sample") is False
-        settings = {"temperature": 0.0 if greedy else wanted.get("temperature")} | self.settings
+        settings: dict[str, Any] = {"temperature": 0.0 if greedy else wanted.get("temperature")}
+        settings |= self.settings
         prompt = self._fitting(context, length)
         story = generate(self.model, prompt, length=length, seed=self.seed, **settings)
         self.calls += story.calls

@@ -153,7 +153,7 @@ class TaskEvaluation:
     @cached_property
     def _definitions(self) -> Any:
         """List the tasks that there are: thousands of files, read once."""
-        from lm_eval.tasks import TaskManager
+        from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 
         return TaskManager(include_path=self.folder and str(self.folder))
 
@@ -185,7 +185,7 @@ class TaskEvaluation:
         )
 
     def _score(self, model: Any, task: Task, weights: str) -> Run:
-        from lm_eval import simple_evaluate
+        from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports]
 
         before, began = model.calls, time.monotonic()
         model.length = self.settings.get("length") or task.length

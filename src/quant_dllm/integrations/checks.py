@@ -75,6 +75,7 @@ def _check_fingerprint(model: nn.Module, name: str) -> None:
 
 def _prefix(model: nn.Module) -> str:
     """Return what stands before the names of a model that was loaded without its head."""
-    layers = model.hf_quantizer.quantization_config.layers  # type: ignore[union-attr]
+    quantizer: Any = model.hf_quantizer
+    layers: dict[str, Any] = quantizer.quantization_config.layers
     first = next((p for p, m in model.named_modules() if isinstance(m, QuantLinear)), "")
     return "" if first in layers else f"{getattr(model, 'base_model_prefix', '')}."

@@ -41,7 +41,7 @@ def config_class(model_type: str) -> type[PretrainedConfig]:
     That of a wrapped network is transformers' own class under another model type.
     """
     name = "".join(part.capitalize() for part in model_type.replace("-", "_").split("_"))
-    body = {"model_type": model_type, "__module__": __name__}
+    body: dict[str, Any] = {"model_type": model_type, "__module__": __name__}
     if model_type == WRAPPED:
         from transformers import ModernBertConfig
 

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -50,8 +50,8 @@ class DenoiserModel(Checked, PreTrainedModel):
 
     family: ModelFamily
     base_model_prefix = ""
-    _no_split_modules: ClassVar[list[str]] = ["MirrorBlock"]
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [
+    _no_split_modules = ["MirrorBlock"]  # noqa: RUF012  # transformers' own way
+    _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012
         r".*rotary_emb\.inv_freq",  # a table that older versions stored
         r"lm_head\.weight",  # a copy of the embedding, in some folders of models that tie the two
     ]
@@ -120,4 +120,4 @@ class DenoiserModel(Checked, PreTrainedModel):
         model.to_empty(device="cpu")
         model.apply(model._init_weights)
         dtype = kwargs.get("dtype") or kwargs.get("torch_dtype")
-        return model.to(dtype) if isinstance(dtype, torch.dtype) else model
+        return model.to(dtype=dtype) if isinstance(dtype, torch.dtype) else model  # type: ignore[call-arg]

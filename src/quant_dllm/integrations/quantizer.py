@@ -4,8 +4,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.quantizers import register_quantization_config, register_quantizer
-from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+from transformers.quantizers.auto import (
+    AUTO_QUANTIZER_MAPPING,
+    register_quantization_config,
+    register_quantizer,
+)
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -32,7 +35,7 @@ class QuantDLLMConfig(QuantizationConfigMixin):
         fingerprint: str | None = None,
         **others: Any,
     ):
-        self.quant_method = METHOD
+        self.quant_method: Any = METHOD
         self.format_version, self.layers = format_version, layers or {}
         self.fingerprint = fingerprint
         for name, value in others.items():
@@ -44,6 +47,7 @@ class QuantDLLMQuantizer(HfQuantizer):
     """Puts packed layers where the folder has them; what is loaded is never changed."""
 
     requires_calibration = True
+    quantization_config: Any
 
     def __init__(self, quantization_config: QuantizationConfigMixin, **kwargs: Any):
         if not kwargs.get("pre_quantized", True):
@@ -54,9 +58,9 @@ class QuantDLLMQuantizer(HfQuantizer):
             )
         super().__init__(quantization_config, **kwargs)
 
-    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         """Replace the linear layers that are packed."""
-        folder = Folder(locate(model.config.name_or_path))  # type: ignore[union-attr]
+        folder = Folder(locate(model.config.name_or_path))
         folder.quantization  # noqa: B018  # refuses a later format
         for name, layout in self.quantization_config.layers.items():
             path = _path(model, name)
@@ -68,9 +72,9 @@ class QuantDLLMQuantizer(HfQuantizer):
             bias = getattr(model.get_submodule(path), "bias", None)
             model.set_submodule(path, empty_layer(folder, name, layout, bias))
 
-    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         """Put back scales that were cast: transformers 4 casts all floats to the model's dtype."""
-        folder = Folder(locate(model.config.name_or_path))  # type: ignore[union-attr]
+        folder = Folder(locate(model.config.name_or_path))
         for name in self.quantization_config.layers:
             layer = model.get_submodule(_path(model, name))
             assert isinstance(layer, QuantLinear), "it was replaced before loading"
@@ -86,12 +90,12 @@ class QuantDLLMQuantizer(HfQuantizer):
         """Say that nothing is packed while it is loaded."""
         return False
 
-    def is_serializable(self, safe_serialization: Any = None) -> bool:
+    def is_serializable(self, safe_serialization: Any = None) -> Any:
         """Say that the model can be saved as it is."""
         return True
 
     @property
-    def is_trainable(self) -> bool:
+    def is_trainable(self) -> Any:
         """Say that packed weights are not trained."""
         return False
 

@@ -2,7 +2,8 @@
 
 from functools import cache
 
-from transformers import AutoTokenizer, Qwen2TokenizerFast
+from transformers import AutoTokenizer
+from transformers import Qwen2TokenizerFast as Qwen2Tokenizer  # type: ignore[attr-defined]
 
 from quant_dllm.integrations.configs import config_class
 
@@ -10,7 +11,7 @@ from quant_dllm.integrations.configs import config_class
 @cache
 def dream() -> type:
     """Make the class that Dream's folders ask for: Qwen2's."""
-    return type("DreamTokenizer", (Qwen2TokenizerFast,), {"__module__": __name__})
+    return type("DreamTokenizer", (Qwen2Tokenizer,), {"__module__": __name__})
 
 
 def register() -> None:

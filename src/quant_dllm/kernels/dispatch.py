@@ -1,28 +1,122 @@
 """Choose a backend: the first, from fastest to safest, that does not refuse.
 
 A backend is a module with two functions: ``refuses(x, weight)`` gives the reason why it cannot take
-a call, or ``None``; ``linear(x, weight)`` computes ``x Ŵᵀ``.
+a call, or ``None``; ``linear(x, weight)`` computes ``x Ŵᵀ``. One that keeps weights in a layout of
+its own has a third, ``prepare(weight)``, which returns a `PreparedWeight`.
 """
 
 import logging
+import os
+from functools import cache
 from importlib import import_module
+from types import ModuleType
+from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from quant_dllm.errors import RequestError, hint
 from quant_dllm.weights.base import QuantizedWeight
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("reference",)
+BACKENDS = ("triton", "native", "reference")
+BY_NAME_ONLY = ("native_precise",)
+FORCE = "QUANT_DLLM_KERNEL"
+
+
+@runtime_checkable
+class PreparedWeight(Protocol):
+    """A weight in the layout of one backend, in place of the neutral one."""
+
+    @property
+    def nbytes(self) -> int:
+        """Count the bytes that it holds."""
+        ...
+
+    def refuses(self, x: Tensor) -> str | None:
+        """Say why a call with this input cannot be taken."""
+        ...
+
+    def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Compute ``x Ŵᵀ + bias``."""
+        ...
+
+    def restore(self) -> QuantizedWeight:
+        """Return the neutral layout, bit for bit."""
+        ...
 
 
 def linear(x: Float[Tensor, "*batch in"], weight: QuantizedWeight) -> Float[Tensor, "*batch out"]:
     """Compute ``x Ŵᵀ`` with the first backend that does not refuse."""
-    for name in BACKENDS:
+    return choose(x, weight).linear(x, weight)
+
+
+def prepare(x: Float[Tensor, "*batch in"], weight: QuantizedWeight) -> PreparedWeight | None:
+    """Bring a weight into the layout of the backend that takes inputs like ``x``.
+
+    Returns:
+        ``None`` where that backend reads the neutral layout.
+    """
+    backend = choose(x, weight)
+    return backend.prepare(weight) if hasattr(backend, "prepare") else None
+
+
+def choose(x: Float[Tensor, "*batch in"], weight: QuantizedWeight) -> ModuleType:
+    """Return the first backend that does not refuse, or the one that the environment names.
+
+    Raises:
+        RequestError: The environment names a backend that is unknown or refuses.
+    """
+    forced = forced_backend()
+    for name in (forced,) if forced else BACKENDS:
         backend = import_module(f"quant_dllm.kernels.{name}")
         reason = backend.refuses(x, weight)
         if reason is None:
-            return backend.linear(x, weight)
+            return backend
+        if forced:
+            raise RequestError(f"{FORCE} is {forced}, which refuses: {reason}. Unset it.")
         logger.debug("kernel %s refused: %s", name, reason)
+        _warn_of_slowness(name, x.device.type, weight.kind, reason)
     raise AssertionError("the reference backend refuses nothing")
+
+
+def refusals(x: Float[Tensor, "*batch in"], weight: QuantizedWeight) -> dict[str, str | None]:
+    """Map backends, fastest first, to why they refuse, up to the first that does not."""
+    found: dict[str, str | None] = {}
+    for name in BACKENDS:
+        found[name] = import_module(f"quant_dllm.kernels.{name}").refuses(x, weight)
+        if found[name] is None:
+            break
+    return found
+
+
+def forced_backend() -> str | None:
+    """Read the name of the only backend to use; ``None`` leaves the choice to `choose`.
+
+    Raises:
+        RequestError: There is no such backend.
+    """
+    forced = os.environ.get(FORCE, "").replace("-", "_")
+    known = (*BACKENDS, *BY_NAME_ONLY)
+    if forced and forced not in known:
+        raise RequestError(
+            f"{FORCE} is {os.environ[FORCE]!r}.{hint(forced, known)} Known: {', '.join(known)}."
+        )
+    return forced or None
+
+
+def _warn_of_slowness(name: str, device: str, kind: str, reason: str) -> None:
+    """Say once that binary weights, for which there are kernels, go without one."""
+    fast = {"cpu": "native", "cuda": "triton"}.get(device)
+    if name == fast and kind == "binary" and not torch.compiler.is_compiling():
+        _warn_once(name, reason)
+
+
+@cache
+def _warn_once(name: str, reason: str) -> None:
+    logger.warning(
+        "Packed layers are multiplied by the slow reference kernel: %s refuses, because %s.",
+        name, reason,
+    )  # fmt: skip

@@ -18,7 +18,7 @@ from quant_dllm.models.mask_token import resolve_mask_token
 from quant_dllm.models.model import DiffusionLM
 from quant_dllm.models.network import Network
 from quant_dllm.models.source import Source, open_model
-from quant_dllm.weights.base import WEIGHTS
+from quant_dllm.weights.base import WEIGHTS, QuantizedWeight
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,9 @@ def load(
     place_buffers(backbone, target)
     tensors = (*backbone.parameters(), *backbone.buffers())
     assert not any(tensor.is_meta for tensor in tensors), "every tensor was placed"
+    for layer in backbone.modules():
+        if isinstance(layer, QuantLinear):
+            layer.prepare(torch.empty(0, layer.in_features, dtype=kind, device=target))
     if mask_token_id is not None:
         mask_token_id = resolve_mask_token(source, mask_token_id, None)
     logger.info(
@@ -72,6 +75,14 @@ def load(
         (peak.process or 0) / 1e6,
     )  # fmt: skip
     return DiffusionLM(source, backbone, mask_token_id).eval()
+
+
+def packed_weight(source: Source, slot: str, device: torch.device) -> QuantizedWeight:
+    """Read the weight of one packed layer, alone, in the neutral layout."""
+    layout = dict(source.packed_layers[slot])
+    kind = WEIGHTS.get(layout.pop("kind"))
+    tensors = {name: source.tensor(f"{slot}.{name}").to(device) for name in kind.names}
+    return kind(**tensors, **layout)
 
 
 def usable_device(device: str | torch.device) -> torch.device:

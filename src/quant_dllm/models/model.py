@@ -107,14 +107,16 @@ class DiffusionLM(nn.Module):
 
     def bits(self) -> Bits:
         """Count bits a weight: codes, all that packed layers store, and the weight files."""
-        layers = [layer.weight for layer in self.packed()]
-        sizes = [w.out_features * w.in_features for w in layers]
+        sizes, code, stored = [], [], []
+        for layer in self.packed():
+            weight = layer.weight  # one at a time: a kernel's layout is restored for it
+            sizes.append(weight.out_features * weight.in_features)
+            code.append(weight.code_bits)
+            stored.append(weight.stored_bits)
         file = 8 * self.source.folder.weight_bytes / self.source.parameters()
-        if not layers:
+        if not sizes:
             return Bits(code=file, stored=file, file=file)
-        return Bits.average(
-            sizes, [w.code_bits for w in layers], [w.stored_bits for w in layers], file
-        )
+        return Bits.average(sizes, code, stored, file)
 
 
 def load_tokenizer(source: Source) -> Any:
@@ -125,9 +127,10 @@ def load_tokenizer(source: Source) -> Any:
 
         return PreTrainedTokenizerFast.from_pretrained(str(path))
     if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
-        from transformers import Qwen2TokenizerFast  # Dream's own class is this one, renamed
+        import transformers
 
-        return Qwen2TokenizerFast.from_pretrained(str(path))
+        qwen: Any = getattr(transformers, "Qwen2TokenizerFast")  # noqa: B009  # Dream's, renamed
+        return qwen.from_pretrained(str(path))
     if (path / "tokenizer.model").is_file():
         from transformers import AutoTokenizer
 

@@ -19,6 +19,7 @@ from quant_dllm.models.load import default_dtype, usable_device
 from quant_dllm.models.mask_token import resolve_mask_token
 from quant_dllm.models.model import load_tokenizer
 from quant_dllm.models.source import Source, open_model
+from quant_dllm.pipeline.writing import Writing
 from quant_dllm.precision.uniform import Uniform
 from quant_dllm.quantizers.base import Quantizer
 from quant_dllm.recipe import Recipe
@@ -119,12 +120,20 @@ class Job:
         return {"fingerprint": fingerprint(self.windows), "sequences": sequences, "length": length}
 
     def views(self) -> tuple[Int[Tensor, "views length"], Int[Tensor, "views length"]]:
-        """Return what the model is shown, and the text of each view."""
+        """Return what the model is shown, and the text of each view.
+
+        Where the model wrote something itself, that is the text; else it is the window.
+        """
         assert self.windows is not None, "a recipe that looks at no data shows none"
+        writing = Writing(
+            self.source.folder.path, self.device, self.mask_token_id,
+            self.source.config.attention_block,
+        )  # fmt: skip
         views = torch.stack(
-            list(self.calibration.views(self.windows, self.mask_token_id, self.seed))
+            list(self.calibration.views(self.windows, self.mask_token_id, self.seed, writing))
         )
-        return views, self.windows.repeat_interleave(len(views) // len(self.windows), dim=0)
+        windows = self.windows.repeat_interleave(len(views) // len(self.windows), dim=0)
+        return views, torch.where(views == self.mask_token_id, windows, views)
 
 
 def _windows(

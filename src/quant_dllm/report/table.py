@@ -75,13 +75,17 @@ class Row:
         kls = " ".join(f"{self._at('kl_by_mask_ratio', ratio):.3f}" for ratio in RATIOS)
         sames = " ".join(f"{self._at('top1_by_mask_ratio', ratio):.0%}" for ratio in RATIOS)
         top1 = self.spread(lambda run: run.evaluation["top1_agreement"]).mean
-        layers = self.spread(lambda run: statistics.fmean(run.layer_errors.values()))
         seconds = statistics.median(run.seconds or 0 for run in self.runs)
         peak = max(run.peak_memory or 0 for run in self.runs)
         return (
             *head, self.excess.text(4), self.kl.text(4), kls, f"{top1:.1%}", sames,
-            f"{layers.mean:.4f}", f"{seconds:.0f}", f"{peak / 1e6:.0f}",
+            self._layer_error(), f"{seconds:.0f}", f"{peak / 1e6:.0f}",
         )  # fmt: skip
+
+    def _layer_error(self) -> str:
+        if not all(run.layer_errors for run in self.runs):
+            return "–"
+        return f"{self.spread(lambda run: statistics.fmean(run.layer_errors.values())).mean:.4f}"
 
     def _at(self, key: str, ratio: str) -> float:
         return self.spread(lambda run: run.evaluation[key][ratio]).mean

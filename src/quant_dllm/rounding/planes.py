@@ -121,11 +121,18 @@ def loss(w: Tensor, fit: Fit, weight: Tensor | None) -> float:
 def fit_joint(
     w: Float[Tensor, "out block"], weight: Tensor | None, order: int, rounds: int, tolerance: float
 ) -> Fit:
-    """Refit all planes together: scales of each against the others, then all signs at once."""
-    fit, before = start(w, order), torch.inf
+    """Start from means, and refit all planes together."""
+    return refine(start(w, order), w, weight, rounds, tolerance)
+
+
+def refine(
+    fit: Fit, w: Float[Tensor, "out block"], weight: Tensor | None, rounds: int, tolerance: float
+) -> Fit:
+    """Refit the scales of each plane against the others, then all signs at once, and again."""
+    before = torch.inf
     for _ in range(rounds):
         rest = w - fit.values()
-        for k in range(order):
+        for k in range(len(fit.signs)):
             rest += fit.plane(k)
             fit.rescale(k, rest, weight)
             rest -= fit.plane(k)

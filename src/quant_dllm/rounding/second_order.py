@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from quant_dllm.rounding.planes import nearest_signs
+from quant_dllm.rounding.planes import TINY, nearest_signs
 from quant_dllm.weights.binary import Planes
 
 RIDGE = 1e-6  # of the mean diagonal: keeps the solves positive where two planes nearly coincide
@@ -162,7 +162,7 @@ def refine(m: Matrix, rounds: int, sign_passes: int = 2, tolerance: float = 2e-3
     """Take the three steps in turn; stop when a round lowers J by less than ``tolerance`` of it.
 
     Returns:
-        J before the first round and after each.
+        J before the first round, after each, and with the scales rounded to float16.
     """
     losses = [m.loss()]
     for _ in range(rounds):
@@ -173,9 +173,22 @@ def refine(m: Matrix, rounds: int, sign_passes: int = 2, tolerance: float = 2e-3
         losses.append(m.loss())
         if losses[-2] - losses[-1] < tolerance * losses[-2]:
             break
-    refit_rows(m)
+    settle(m)
     losses.append(m.loss())
     return losses
+
+
+def settle(m: Matrix) -> None:
+    """Round the scales to what float16 stores; the rows' make up for the rounding of the columns'.
+
+    a·s and c/s make the same plane; s sets the mean of |c| to one, where float16 is fine.
+    """
+    for block in m.blocks:
+        size = block.columns.abs().mean(dim=1, keepdim=True).clamp_min(TINY)
+        block.columns = (block.columns / size).half().float()
+    refit_rows(m)
+    for block in m.blocks:
+        block.rows = block.rows.half().float()
 
 
 def _solve(gram: Float[Tensor, "rows n n"], right: Float[Tensor, "rows n"]) -> Tensor:

@@ -7,6 +7,7 @@ how far E is right, and in nothing else.
 Symbols (those of the papers):
     W  weight, [out, in]     U  upper factor of the inverse Hessian, H⁻¹ = Uᵀ U
     Q  rounded weight        E  rounding error in the columns' own units, (W − Q) U⁻¹
+    P  what a column, before it is rounded, adds to the columns on its right (GPTAQ), strictly upper
 """
 
 from collections.abc import Callable, Iterator
@@ -22,10 +23,17 @@ C = TypeVar("C")
 
 @dataclass(frozen=True)
 class Coded(Generic[C]):
-    """One rounded block: what the method stores of it, and the error E to feed on, if any."""
+    """One rounded block.
+
+    Attributes:
+        code: What the method stores of it.
+        error: E, to be fed on, if anything is.
+        reached: Each column as it was when the sweep reached it, where P is to add it on.
+    """
 
     code: C
     error: Float[Tensor, "out block"] | None
+    reached: Float[Tensor, "out block"] | None = None
 
 
 def spans(in_features: int, block_size: int) -> Iterator[slice]:
@@ -39,6 +47,7 @@ def sweep(
     factor: Float[Tensor, "in in"] | None,
     block_size: int,
     code: Callable[[Float[Tensor, "out block"], slice, int], Coded[C]],
+    correction: Float[Tensor, "in in"] | None = None,
 ) -> list[C]:
     """Code the blocks of ``weight`` from left to right and feed each one's error on.
 
@@ -47,6 +56,7 @@ def sweep(
         factor: U, or ``None`` where no error is fed on.
         block_size: Input channels of a block.
         code: ``code(block, channels, index)`` rounds the current values of one block.
+        correction: P; then ``code`` must tell what it reached.
 
     Reference: Frantar et al., "GPTQ", arXiv:2210.17323, algorithm 1.
     """
@@ -54,9 +64,12 @@ def sweep(
     for index, channels in enumerate(spans(weight.shape[1], block_size)):
         coded = code(rest[:, channels], channels, index)
         codes.append(coded.code)
+        right = slice(channels.stop, None)
         if coded.error is not None and factor is not None:
-            right = slice(channels.stop, None)
             rest[:, right].addmm_(coded.error, factor[channels, right], alpha=-1)
+        if correction is not None:
+            assert coded.reached is not None, "a coder that is corrected tells what it reached"
+            rest[:, right].addmm_(coded.reached, correction[channels, right])
     return codes
 
 
@@ -64,6 +77,7 @@ def column_by_column(
     block: Float[Tensor, "out block"],
     factor: Float[Tensor, "block block"],
     round_column: Callable[[int, Float[Tensor, " out"]], Float[Tensor, " out"]],
+    correction: Float[Tensor, "block block"] | None = None,
 ) -> tuple[Float[Tensor, "out block"], Float[Tensor, "out block"]]:
     """Round the columns of a block in turn; each one's error moves the block's later columns.
 
@@ -71,9 +85,10 @@ def column_by_column(
         block: Current values; not modified.
         factor: The block's own square of U.
         round_column: ``round_column(j, w)`` rounds column ``j``, whose current value is ``w``.
+        correction: The block's own square of P.
 
     Returns:
-        Q and E.
+        Q and E. What the sweep reached is Q + E diag(U).
     """
     rest = block.T.contiguous()  # a column is then one run of memory
     values, error = torch.empty_like(rest), torch.empty_like(rest)
@@ -82,6 +97,8 @@ def column_by_column(
         values[j] = round_column(j, rest[j])
         torch.sub(rest[j], values[j], out=error[j]).div_(d)
         rest[j + 1 :].addr_(factor[j, j + 1 :], error[j], alpha=-1)
+        if correction is not None:
+            rest[j + 1 :].addr_(correction[j, j + 1 :], rest[j])
     return values.T, error.T
 
 

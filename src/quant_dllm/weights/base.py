@@ -10,6 +10,7 @@ from quant_dllm.registry import Registry
 WEIGHTS = Registry(
     "kind of weight",
     {
+        "affine": "quant_dllm.weights.affine:AffineWeight",
         "binary": "quant_dllm.weights.binary:BinaryWeight",
         "uniform": "quant_dllm.weights.uniform:UniformWeight",
         "simulated": "quant_dllm.weights.simulated:SimulatedWeight",

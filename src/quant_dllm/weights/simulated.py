@@ -1,10 +1,26 @@
 """Rounded values in 16-bit floats, with the bits that the method would store."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Float, Float16
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Part:
+    """One rounded block.
+
+    Attributes:
+        code_bits: Bits that all its codes would take.
+        stored_bits: Bits that all that is stored of it would take.
+    """
+
+    values: Float[Tensor, "out block"]
+    code_bits: int
+    stored_bits: int
 
 
 @dataclass(frozen=True)
@@ -22,6 +38,16 @@ class SimulatedWeight:
     stored_bits: float
     kind: ClassVar[str] = "simulated"
     names: ClassVar[tuple[str, ...]] = ("values",)
+
+    @classmethod
+    def of(cls, parts: Sequence[Part]) -> "SimulatedWeight":
+        """Lay blocks side by side."""
+        values = torch.cat([part.values for part in parts], dim=1).half()
+        return cls(
+            values,
+            sum(part.code_bits for part in parts) / values.numel(),
+            sum(part.stored_bits for part in parts) / values.numel(),
+        )
 
     @property
     def out_features(self) -> int:

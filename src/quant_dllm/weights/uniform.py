@@ -1,14 +1,16 @@
 """Evenly spaced levels, with a scale and a zero point for each group: what RTN and GPTQ write.
 
 Ŵ[i, j] = scale[i, g] · (code[i, j] − zero_point[i, g]),    g the group of j
+
+`UniformWeight` stores a zero point as a code, `weights.affine.AffineWeight` as a float16.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
-from jaxtyping import Float, Float16, Int, UInt8
+from jaxtyping import Float, Float16, Int, Real, UInt8
 from torch import Tensor
 
 from quant_dllm.weights.packing import (
@@ -21,6 +23,8 @@ from quant_dllm.weights.packing import (
     unpack,
 )
 
+L = TypeVar("L", bound="Levels")
+
 
 @dataclass(frozen=True)
 class Group:
@@ -28,43 +32,51 @@ class Group:
 
     codes: Int[Tensor, "out group"]
     scale: Float[Tensor, " out"]
-    zero_point: Int[Tensor, " out"]
+    zero_point: Real[Tensor, " out"]
     bits: int
 
 
 @dataclass(frozen=True)
-class UniformWeight:
-    """Groups side by side, packed.
+class Levels:
+    """Groups side by side, packed: all but how their zero points are stored.
 
     Attributes:
         planes: Bits of the codes, the lowest plane first, laid out as `packing` defines.
         scales: Distance of two levels.
-        zero_points: Codes that stand for zero, as bit planes packed along the outputs.
+        zero_points: Where zero lies among the codes.
         bits: Bits of each group's codes.
         block_size: Input channels of a group; the last one may be shorter.
     """
 
     planes: UInt8[Tensor, "out bytes"]
     scales: Float16[Tensor, "out groups"]
-    zero_points: UInt8[Tensor, "planes packed"]
+    zero_points: Tensor
     bits: UInt8[Tensor, " groups"]
     block_size: int
     in_features: int
-    kind: ClassVar[str] = "uniform"
     names: ClassVar[tuple[str, ...]] = ("planes", "scales", "zero_points", "bits")
 
     @classmethod
-    def of(cls, groups: Sequence[Group], block_size: int) -> "UniformWeight":
+    def of(cls: type[L], groups: Sequence[Group], block_size: int) -> L:
         """Pack coded groups."""
         device = groups[0].codes.device
         return cls(
             planes=torch.cat([pack(bit_planes(g.codes, g.bits)).flatten(1) for g in groups], dim=1),
             scales=torch.stack([g.scale for g in groups], dim=1).half(),
-            zero_points=torch.cat([pack(bit_planes(g.zero_point, g.bits)) for g in groups]),
+            zero_points=cls.pack_zero_points(groups),
             bits=torch.tensor([g.bits for g in groups], dtype=torch.uint8, device=device),
             block_size=block_size,
             in_features=sum(g.codes.shape[1] for g in groups),
         )
+
+    @staticmethod
+    def pack_zero_points(groups: Sequence[Group]) -> Tensor:
+        """Return what is stored of the groups' zero points."""
+        raise NotImplementedError
+
+    def zero_point(self, index: int, place: Place, rows: slice) -> Float[Tensor, " some"]:
+        """Return the zero point of each of these rows in one group."""
+        raise NotImplementedError
 
     @property
     def out_features(self) -> int:
@@ -99,11 +111,10 @@ class UniformWeight:
         bits, width = place.order, place.width
         data = self.planes[rows, place.first_byte :][:, : bits * packed_width(width)]
         codes = from_bit_planes(unpack(data.unflatten(1, (bits, -1)), width))
-        zero_planes = unpack(self.zero_points[place.first_plane :][:bits], self.out_features)
-        zero = from_bit_planes(zero_planes)[rows]
+        zero = self.zero_point(index, place, rows)
         return self.scales[rows, index, None].float() * (codes - zero[:, None])
 
-    def scale_rows(self, s: Float[Tensor, " out"]) -> "UniformWeight":
+    def scale_rows(self: L, s: Float[Tensor, " out"]) -> L:
         """Multiply the output channels; the groups' scales carry it."""
         return replace(self, scales=(self.scales.float() * s[:, None]).half())
 
@@ -111,3 +122,25 @@ class UniformWeight:
         """Scale the distance of each code from its zero point."""
         parts = [self.group(i, place, rows) for i, place in enumerate(self.places())]
         return torch.cat(parts, dim=1)
+
+
+@dataclass(frozen=True)
+class UniformWeight(Levels):
+    """Levels of which one is zero.
+
+    Attributes:
+        zero_points: Codes that stand for zero, as bit planes packed along the outputs.
+    """
+
+    zero_points: UInt8[Tensor, "planes packed"]
+    kind: ClassVar[str] = "uniform"
+
+    @staticmethod
+    def pack_zero_points(groups: Sequence[Group]) -> UInt8[Tensor, "planes packed"]:
+        """Return the zero points' bit planes."""
+        return torch.cat([pack(bit_planes(g.zero_point.int(), g.bits)) for g in groups])
+
+    def zero_point(self, index: int, place: Place, rows: slice) -> Float[Tensor, " some"]:
+        """Unpack the zero points of one group."""
+        planes = unpack(self.zero_points[place.first_plane :][: place.order], self.out_features)
+        return from_bit_planes(planes)[rows].float()

@@ -1,0 +1,110 @@
+"""Tables of `docs/kernels.md`, made of records between two marks."""
+
+from pathlib import Path
+from typing import Any
+
+from quant_dllm.report.table import markdown
+from records import ROOT
+
+PAGE = ROOT / "docs" / "kernels.md"
+Must = dict[str, dict[int, float]]
+BEGIN, END = "<!-- tables: made by benchmarks/kernels.py --tables -->", "<!-- end of tables -->"
+
+
+def write(found: list[dict[str, Any]], must: Must, page: Path = PAGE) -> None:
+    """Replace what stands between the marks of the page."""
+    before, _, rest = page.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text(f"{before}{BEGIN}\n\n{text(found, must)}\n{END}{after}")
+
+
+def text(found: list[dict[str, Any]], must: Must) -> str:
+    """Write all tables."""
+    rows = [r for r in found if r["what"] == "binary_linear"]
+    unit = next(r["backend"] for r in rows if r["order"] == 2)
+    first = rows[0]
+    head = (
+        f"Measured on {first['processor']}; torch {first['torch']}, commit {first['commit']}, "
+        f"{first['date']}. Unit: {unit}.\n"
+    )
+    parts = [head, "### Times torch, order 2\n", _ratios(rows, unit, must.get(unit, {}))]
+    parts += ["### Times\n", _times(rows), "### Rates\n", _rates(rows, unit, found)]
+    return "\n".join(parts)
+
+
+def _median(rows: list[dict], **wanted: Any) -> float | None:
+    for r in rows:
+        if all(r[k] == v for k, v in wanted.items()):
+            return r["median_us"]
+    return None
+
+
+def _cases(rows: list[dict]) -> list[tuple[int, int, int]]:
+    return list(dict.fromkeys((r["in"], r["out"], r["threads"]) for r in rows))
+
+
+def _tokens(rows: list[dict]) -> list[int]:
+    return sorted({r["tokens"] for r in rows})
+
+
+def _ratios(rows: list[dict], unit: str, must: dict[int, float]) -> str:
+    tokens, lines = _tokens(rows), []
+    lines.append(["**must**, over torch bfloat16", "", *(f"{must.get(m, '-')}" for m in tokens)])
+    for inputs, out, threads in _cases(rows):
+        for reference in ("torch bfloat16", "torch float32"):
+            cells = []
+            for m in tokens:
+                case = {"in": inputs, "out": out, "threads": threads, "tokens": m}
+                ours = _median(rows, backend=unit, order=2, **case)
+                theirs = _median(rows, backend=reference, **case)
+                ratio = theirs / ours if ours and theirs else None
+                missed = ratio and reference.endswith("bfloat16") and ratio < must.get(m, 0)
+                cells.append(f"{ratio:.2f}{' (missed)' if missed else ''}" if ratio else "-")
+            if any(cell != "-" for cell in cells):
+                lines.append([f"{inputs}→{out}, over {reference}", str(threads), *cells])
+    return markdown(["", "threads", *(f"M = {m}" for m in tokens)], lines)
+
+
+def _times(rows: list[dict]) -> str:
+    tokens, lines = _tokens(rows), []
+    keys = dict.fromkeys((r["in"], r["out"], r["threads"], r["backend"], r["order"]) for r in rows)
+    for inputs, out, threads, backend, order in keys:
+        case = {"in": inputs, "out": out, "threads": threads, "backend": backend, "order": order}
+        cells = []
+        for m in tokens:
+            record = next(
+                (r for r in rows if all(r[k] == v for k, v in (case | {"tokens": m}).items())), None
+            )
+            cells.append(_milliseconds(record) if record else "-")
+        name = backend + (f", order {order}" if order else "")
+        lines.append([f"{inputs}→{out}", str(threads), name, *cells])
+    head = ["", "threads", "kernel", *(f"M = {m}" for m in tokens)]
+    return "Milliseconds a call: median ± interquartile range.\n\n" + markdown(head, lines)
+
+
+def _milliseconds(record: dict) -> str:
+    return f"{record['median_us'] / 1e3:.3g} ± {record['iqr_us'] / 1e3:.2g}"
+
+
+def _rates(rows: list[dict], unit: str, found: list[dict[str, Any]]) -> str:
+    """Reached look-ups beside what the instructions allow, and packing."""
+    limit = next((r["lookups_per_s"] for r in found if r["what"] == "ceiling"), None)
+    lines = []
+    for m in _tokens(rows):
+        case = {"in": 4096, "out": 4096, "threads": 1, "backend": unit, "order": 2, "tokens": m}
+        median = _median(rows, **case)
+        if median is None:
+            continue
+        lookups = 4096 * 4096 / 4 * 2 * m / (median * 1e-6)
+        dense = 2 * 4096 * 4096 * m / (median * 1e-6)
+        share = f"{lookups / limit:.0%}" if limit else "-"
+        lines.append([f"M = {m}", f"{dense / 1e9:.0f}", f"{lookups / 1e9:.0f}", share])
+    out = markdown(
+        ["4096→4096, order 2, 1 thread", "dense GFLOP/s", "10⁹ look-ups/s", "of the ceiling"], lines
+    )
+    if limit:
+        out += f"\nCeiling of the instructions: {limit / 1e9:.0f}·10⁹ look-ups a second.\n"
+    for record in (r for r in found if r["what"] == "pack"):
+        rate = record["median_bytes_per_s"] / 1e9
+        out += f"\nPacking at load: {rate:.2f} GB/s, one thread.\n"
+    return out

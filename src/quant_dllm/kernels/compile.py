@@ -1,0 +1,147 @@
+"""Find the native library: in the package, in the user's cache, or made now by a C compiler.
+
+Only the standard library is imported here: the build of a wheel runs this file by itself.
+"""
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+SOURCES = Path(__file__).parent / "csrc"
+PREBUILT = Path(__file__).parent / "lib" / "qdllm.so"
+COMMON = ("-std=c11", "-O3", "-fPIC", "-fvisibility=default", "-fno-math-errno")
+Units = dict[str, tuple[str, ...]]
+UNITS: dict[str, Units] = {
+    "x86_64": {
+        "avx2": ("-mavx2", "-mfma", "-mf16c"),
+        "avx512": (
+            "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vbmi", "-mavx512vnni",
+            "-mavx2", "-mfma", "-mf16c", "-mprefer-vector-width=512",
+        ),
+    },
+    "aarch64": {"neon": ()},
+}  # fmt: skip
+"""Flags of each unit, by machine; ``lacks()`` of a unit asks the processor for every one."""
+NAMES = {"AMD64": "x86_64", "arm64": "aarch64"}
+TIMEOUT = 600  # seconds a compiler may take: some on a machine at rest
+
+
+class CompileError(Exception):
+    """There is no library, for the reason that it tells."""
+
+
+def machine() -> str:
+    """Name the instruction set of this machine as compilers do."""
+    return NAMES.get(platform.machine(), platform.machine())
+
+
+def find() -> Path:
+    """Return a library for this machine: the prebuilt one, or `made`.
+
+    Raises:
+        CompileError: No library, and no compiler that could make one.
+    """
+    return PREBUILT if PREBUILT.is_file() else made()
+
+
+def made() -> Path:
+    """Return the library of the user's cache; make it where there is none yet.
+
+    Raises:
+        CompileError: No compiler, or one that fails.
+    """
+    compiler = find_compiler()
+    path = cache_folder() / f"qdllm-{key(compiler)}.so"
+    if not path.is_file():
+        build(path, compiler)
+    return path
+
+
+def cache_folder() -> Path:
+    """Return the folder of libraries that were made on this machine."""
+    given = os.environ.get("QUANT_DLLM_CACHE")
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(given) if given else Path(home) / "quant-dllm"
+
+
+def find_compiler() -> str:
+    """Return the path of a C compiler.
+
+    Raises:
+        CompileError: There is none.
+    """
+    wanted = [os.environ["CC"]] if os.environ.get("CC") else ["cc", "gcc", "clang"]
+    for name in wanted:
+        if found := shutil.which(name):
+            return found
+    raise CompileError(f"no C compiler is installed ({', '.join(wanted)} not found)")
+
+
+def key(compiler: str) -> str:
+    """Hash what a library depends on: sources, compiler, flags and machine."""
+    told = subprocess.run([compiler, "--version"], capture_output=True, timeout=TIMEOUT)
+    digest = hashlib.sha256(told.stdout)
+    digest.update(repr((COMMON, UNITS, machine(), sys.platform)).encode())
+    for source in sorted(SOURCES.iterdir()):
+        digest.update(source.name.encode() + source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def build(path: Path, compiler: str, extra: Sequence[str] = (), units: Units | None = None) -> None:
+    """Compile the library and give it its name when it is whole.
+
+    Args:
+        path: The library to make.
+        compiler: A C compiler that takes GCC's arguments.
+        extra: More flags for every step, such as sanitizers.
+        units: Flags of each unit, if not those of this machine.
+
+    Raises:
+        CompileError: The compiler failed, or the folder cannot be written.
+    """
+    units = UNITS.get(machine(), {}) if units is None else units
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            made = Path(folder) / path.name
+            try:
+                run(commands(made, compiler, ("-fopenmp", *extra), units))
+            except CompileError:  # some compilers come without OpenMP: one thread is enough then
+                run(commands(made, compiler, extra, units))
+            made.replace(path)
+    except OSError as error:
+        raise CompileError(f"{path.parent} cannot be written: {error.strerror or error}") from None
+
+
+def commands(path: Path, compiler: str, extra: Sequence[str], units: Units) -> list[list[str]]:
+    """List the commands that compile the units beside ``path`` and link them."""
+    flags = {"base": (), "layout": (), "generic": (), **units}
+    objects = {unit: str(path.parent / f"{unit}.o") for unit in flags}
+    compiling = [
+        [compiler, *COMMON, *own, *extra, "-c", str(SOURCES / f"{unit}.c"), "-o", objects[unit]]
+        for unit, own in flags.items()
+    ]
+    return [*compiling, [compiler, "-shared", *extra, *objects.values(), "-o", str(path), "-lm"]]
+
+
+def run(commands: list[list[str]]) -> None:
+    """Run compilers one after the other.
+
+    Raises:
+        CompileError: One failed, or took too long.
+    """
+    for command in commands:
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+        except subprocess.TimeoutExpired:
+            raise CompileError(f"{command[0]} took longer than {TIMEOUT} s") from None
+        if done.returncode:
+            said = done.stderr.strip().splitlines() or ["no message"]
+            first = next((line for line in said if "error" in line), said[0])
+            raise CompileError(f"{command[0]} failed: {first}")
