@@ -14,6 +14,7 @@ from quant_dllm.checkpoint.shim import SHIM, with_shim
 from quant_dllm.errors import RequestError
 from quant_dllm.integrations.checks import check
 from quant_dllm.integrations.mirror import mirror, replace
+from quant_dllm.integrations.offload import keep_routers
 from quant_dllm.models.experts import Router
 from quant_dllm.models.family import ModelFamily
 
@@ -27,6 +28,7 @@ class Checked:
         wanted = kwargs.pop("output_loading_info", False)
         loader: Any = super()
         model, info = loader.from_pretrained(name, *args, output_loading_info=True, **kwargs)
+        keep_routers(model)
         check(model, info, str(name))
         return (model, info) if wanted else model
 

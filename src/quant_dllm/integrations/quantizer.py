@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import nn
 from transformers.quantizers.auto import (
     AUTO_QUANTIZER_MAPPING,
@@ -14,6 +13,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from quant_dllm.checkpoint.folder import METHOD, Folder
 from quant_dllm.errors import CheckpointError, RequestError
+from quant_dllm.integrations.offload import read_as
 from quant_dllm.linear import QuantLinear
 from quant_dllm.models.load import empty_layer
 from quant_dllm.models.source import locate
@@ -81,7 +81,7 @@ class QuantDLLMQuantizer(HfQuantizer):
             for leaf in layer.kind.names:
                 wanted, found = folder.dtype(f"{name}.{leaf}"), getattr(layer, leaf)
                 if found.is_meta:
-                    _read_as(layer, leaf, wanted)
+                    read_as(layer, leaf, wanted)
                 elif found.dtype != wanted:
                     tensor = folder.tensor(f"{name}.{leaf}").to(found.device)
                     setattr(layer, leaf, nn.Parameter(tensor, requires_grad=False))
@@ -104,15 +104,6 @@ def _path(model: nn.Module, name: str) -> str:
     """Return where a layer is in a model that may have been asked for without its head."""
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     return name if _has(model, name) else name.removeprefix(prefix)
-
-
-def _read_as(layer: nn.Module, leaf: str, dtype: torch.dtype) -> None:
-    """Have a tensor that stays on the disk read as what it is."""
-    files = getattr(getattr(layer, "_hf_hook", None), "weights_map", None)
-    index = getattr(getattr(files, "dataset", None), "index", None)
-    entry = index.get(f"{files.prefix}{leaf}") if index and files is not None else None
-    if entry and "dtype" in entry:
-        entry["dtype"] = str(dtype).removeprefix("torch.")
 
 
 def _has(model: nn.Module, path: str) -> bool:

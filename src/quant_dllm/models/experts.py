@@ -25,9 +25,11 @@ class Router(nn.Module):
     def __init__(self, width: int, mixture: Mixture):
         super().__init__()
         self.mixture = mixture
-        self.weight = nn.Parameter(torch.zeros(mixture.experts, width))
+        self.weight = nn.Parameter(torch.zeros(mixture.experts, width, dtype=torch.float32))
         if mixture.bias:
-            self.expert_bias = nn.Parameter(torch.zeros(mixture.experts), requires_grad=False)
+            self.expert_bias = nn.Parameter(
+                torch.zeros(mixture.experts, dtype=torch.float32), requires_grad=False
+            )
 
     def forward(
         self, x: Float[Tensor, "tokens width"]
