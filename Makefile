@@ -1,15 +1,22 @@
-# make demo · make test · make check · make sanitize · make install
+# make demo · make test · make test-matrix · make check · make sanitize · make install
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check sanitize install clean
+MATRIX := 4.57.6 5.23.0  # versions of transformers: the last 4.x, and the newest
+
+.PHONY: demo test test-matrix check sanitize install clean
 
 demo: .venv/installed
 	$(BIN)/quant-dllm demo
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2
+
+test-matrix: $(MATRIX:%=.venv-%/installed)
+	for version in $(MATRIX); do \
+	  .venv-$$version/bin/python -m pytest tests/contract/test_families.py \
+	    tests/contract/test_transformers.py || exit 1; done
 
 check: .venv/installed
 	$(BIN)/ruff format --check .
@@ -29,5 +36,13 @@ install: .venv/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch .venv/installed
 
+.venv-%/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-$*
+	grep -v '^transformers=\|^huggingface_hub=\|^tokenizers=' constraints.txt > .venv-$*/constraints.txt
+	.venv-$*/bin/pip install --quiet --constraint .venv-$*/constraints.txt torch
+	.venv-$*/bin/pip install --quiet --constraint .venv-$*/constraints.txt --editable . \
+	  transformers==$* accelerate pytest beartype
+	touch .venv-$*/installed
+
 clean:
-	rm -rf .venv build dist .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-* build dist .pytest_cache .ruff_cache .import_linter_cache

@@ -27,7 +27,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 import stories15m
-from quant_dllm.models.backbone import Backbone, Rotary
+from quant_dllm.models.backbone import Backbone
+from quant_dllm.models.sight import Rotary
 from stories15m import BEGIN_OF_STORY, END, FIRST_BYTE, FIRST_PIECE
 
 KEPT = 96  # tokens of a full window that start the next one
@@ -43,7 +44,7 @@ class Sampler:
         self.model = model.to(device, self.dtype)
         self.keep = keep.to(device)
         self.embed = model.embed.weight[self.keep]
-        self.rotary = Rotary.of(c, c.context, device)
+        self.rotary = Rotary.of(c, torch.arange(c.context, device=device))
         shape = (streams, c.kv_heads, c.context, c.head_width)
         self.cache = [
             tuple(torch.zeros(shape, device=device, dtype=self.dtype) for _ in "kv")
@@ -53,7 +54,7 @@ class Sampler:
     def step(self, ids: Tensor, at: int) -> Tensor:
         """Feed tokens [streams, new] at position ``at``; return the logits after the last one."""
         x, end = self.embed[ids], at + ids.shape[1]
-        here = Rotary(self.rotary.cos[at:end], self.rotary.sin[at:end])
+        here = Rotary(self.rotary.cos[at:end], self.rotary.sin[at:end], self.rotary.full)
         for block, (keys, values) in zip(self.model.blocks, self.cache, strict=True):
             y, a = block.attention_norm(x), block.attention
             q, k, v = (

@@ -14,7 +14,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
 from torch import Tensor
 
-from quant_dllm.models.backbone import Backbone, BackboneConfig
+from quant_dllm.models.backbone import Backbone
+from quant_dllm.models.config import BackboneConfig
 
 UNKNOWN, END, MASK = "<unk>", "<|endoftext|>", "<|mdm_mask|>"
 FIRST_BYTE, FIRST_PIECE = 3, 259  # llama's vocabulary: unk, bos, eos, 256 bytes, pieces
@@ -48,7 +49,7 @@ def read_model() -> Backbone:
     width, mlp, blocks, heads, kv_heads, vocab, context = struct.unpack_from("7i", data)
     config = BackboneConfig(
         width=width, blocks=blocks, heads=heads, kv_heads=kv_heads, mlp_width=mlp, vocab=vocab,
-        context=context, rope_theta=10_000.0, norm_eps=1e-5,
+        context=context, rope_theta=10_000.0, norm_eps=1e-5, rotary_in_float32=True,
     )  # fmt: skip
     flat, at = torch.frombuffer(bytearray(data), dtype=torch.float32, offset=28), 0
 

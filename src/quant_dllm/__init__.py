@@ -9,21 +9,25 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from quant_dllm.integrations import lazy
+
 if TYPE_CHECKING:
     from quant_dllm.evaluation.evaluate import evaluate as evaluate
     from quant_dllm.generation.generate import generate as generate
+    from quant_dllm.integrations.quantizer import QuantDLLMConfig as QuantDLLMConfig
     from quant_dllm.models.load import load as load
     from quant_dllm.pipeline.quantize import quantize as quantize
     from quant_dllm.recipe import Recipe as Recipe
 
 _FACE = {
+    "QuantDLLMConfig": "quant_dllm.integrations.quantizer",
     "Recipe": "quant_dllm.recipe",
     "evaluate": "quant_dllm.evaluation.evaluate",
     "generate": "quant_dllm.generation.generate",
     "load": "quant_dllm.models.load",
     "quantize": "quant_dllm.pipeline.quantize",
 }
-__all__ = ["Recipe", "evaluate", "generate", "load", "quantize"]
+__all__ = ["QuantDLLMConfig", "Recipe", "evaluate", "generate", "load", "quantize"]
 
 
 def __getattr__(name: str) -> Any:
@@ -35,3 +39,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+lazy.install()

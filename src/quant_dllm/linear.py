@@ -85,6 +85,8 @@ class QuantLinear(nn.Module):
     @eager
     def prepare(self, like: Float[Tensor, "*batch in"]) -> None:
         """Bring the weight into the layout of the kernel that takes inputs like this one."""
+        if getattr(getattr(self, "_hf_hook", None), "offload", False):
+            return  # the tensors are on a disk, and go back there after every call
         weight = self.weight
         self.prepared = dispatch.prepare(like, weight)
         if self.prepared is not None:

@@ -18,6 +18,8 @@ class LayerRecord:
         tokens: Tokens that it was calibrated on.
         seconds: Time that rounding took, without gathering the inputs.
         layout: What a loader must know of the stored weight.
+        chosen: Tokens that chose the expert, where they were so few that it was calibrated on all
+            tokens instead; else ``None``.
     """
 
     name: str
@@ -30,6 +32,7 @@ class LayerRecord:
     tokens: int
     seconds: float
     layout: dict[str, Any]
+    chosen: int | None = None
 
     def line(self) -> str:
         """Format for a log."""
@@ -77,6 +80,8 @@ class RunRecord:
         seconds: Time of the whole run.
         peak_memory: Peak resident memory of the process, bytes; ``None`` where not known.
         peak_device_memory: The same of an accelerator.
+        fingerprint: Of the packed tensors, see `checkpoint.fingerprint`; ``None`` in records that
+            were written before there was one.
     """
 
     format_version: int
@@ -94,6 +99,7 @@ class RunRecord:
     peak_device_memory: int | None
     device: str
     versions: dict[str, str]
+    fingerprint: str | None = None
     layers: list[LayerRecord] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:

@@ -223,6 +223,10 @@ def test_no_space_left(capsys, tmp_path, small_model, monkeypatch):
         (["--length", "16", "--steps", "5", "--block-length", "8"], "do not spread over"),
         (["--temperature", "-1"], "0 or more is wanted"),
         (["--length", "640"], "was trained on 64 in all"),
+        (["--sampler", "entropie"], "Did you mean 'entropy'"),
+        (["--threshold", "2"], "a probability above 0"),
+        (["--cache", "exact", "--length", "8"], "Choose none, prefix or dual"),
+        (["--chat"], "has no chat template"),
     ],
 )
 def test_a_generation_that_cannot_be(capsys, tmp_path, small_model, words, message):

@@ -58,6 +58,24 @@ def test_generate_prints_the_text_and_the_calls(capsys, packed):
     assert "8 model calls" in err
 
 
+def test_generate_takes_settings_of_the_sampler(capsys, packed):
+    words = ["--prompt", "Once upon a time", "--length", 16, "--block-length", 8]
+    words += ["--sampler", "entropy", "--threshold", 0.5, "--cfg", 0.5, "--cache", "dual"]
+    found = json_of(capsys, "generate", packed, *words, "--json")
+    chosen = {"remasking": "entropy", "threshold": 0.5, "guidance": 0.5, "cache": "dual"}
+    assert chosen.items() <= found["sampling"].items()
+    assert found["calls"] % 2 == 0  # two a step
+
+
+def test_a_stream_shows_every_step(capsys, packed):
+    words = ["--prompt", "Once upon a time", "--length", 8, "--block-length", 8, "--stream"]
+    assert main([str(w) for w in ["generate", packed, *words]]) == 0
+    out, err = capsys.readouterr()
+    shown = [json.loads(line) for line in err.splitlines() if line.startswith('"')]
+    assert [line.count("·") for line in shown] == list(range(7, -1, -1))
+    assert out.startswith("Once upon a time")
+
+
 def test_inspect_reports_the_size_on_disk(capsys, packed, small_model):
     found = json_of(capsys, "inspect", packed, "--json")
     assert found["bytes"] == sum(f.stat().st_size for f in packed.iterdir())

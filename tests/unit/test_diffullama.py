@@ -45,7 +45,7 @@ def test_a_shifted_model_is_read_one_row_earlier(llama):
     assert torch.allclose(model.predict(ids, slice(7, 12)), own[:, 7:12], atol=1e-5)
     where = torch.rand(2, 20, generator=torch.Generator().manual_seed(0)) < 0.4
     where[0, 0] = True
-    assert torch.allclose(model.logits_at(ids, where), own[where], atol=1e-5)
+    assert torch.allclose(model.logits_at(ids, where, ids), own[where], atol=1e-5)
 
 
 def test_an_autoregressive_llama_is_refused(llama):

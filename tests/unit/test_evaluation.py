@@ -23,7 +23,7 @@ class Table:
     def __init__(self, log_p):
         self.log_p = log_p
 
-    def logits_at(self, canvas, where):
+    def logits_at(self, canvas, where, text):
         return self.log_p.expand(*canvas.shape, -1)[where]
 
 
@@ -34,7 +34,7 @@ class Copier(Table):
         super().__init__(torch.zeros(6))
         self.vocab = vocab
 
-    def logits_at(self, canvas, where):
+    def logits_at(self, canvas, where, text):
         visible = torch.where(canvas == MASK, -1, canvas).amax(1)
         logits = torch.full((*canvas.shape, 6), -torch.inf)
         for row, token in enumerate(visible.tolist()):

@@ -3,8 +3,10 @@ import torch
 
 import quant_dllm
 from quant_dllm.linear import QuantLinear
-from quant_dllm.models.backbone import STAGES, BackboneConfig, Block, Rotary
-from quant_dllm.pipeline.fold import PRODUCERS, can_fold, fold
+from quant_dllm.models.backbone import Block
+from quant_dllm.models.config import BackboneConfig
+from quant_dllm.models.sight import Sight
+from quant_dllm.pipeline.fold import can_fold, fold
 from quant_dllm.quantizers.rtn import RTN
 from quant_dllm.statistics.layer import NO_STATISTICS
 from tests.conftest import CONFIG, SMALL_RECIPE, save_model
@@ -21,12 +23,17 @@ def block_and_inputs(**changes):
     block = Block(config).requires_grad_(False)
     block.attention_norm.weight.data = torch.rand(24) + 0.5
     block.mlp_norm.weight.data = torch.rand(24) + 0.5
-    return block, torch.randn(2, 9, 24), Rotary.of(config, 9, "cpu")
+    return block, torch.randn(2, 9, 24), Sight.of(config, 9, "cpu")
+
+
+def group_of(block, stage):
+    (group,) = block.stages[stage]
+    return group
 
 
 def scale(block, stage):
     """Return a scale for the inputs of a stage, and multiply its weights by it."""
-    layers = [block.get_submodule(name) for name in STAGES[stage]]
+    layers = [block.get_submodule(name) for name in group_of(block, stage).layers]
     s = torch.linspace(0.2, 5.0, layers[0].weight.shape[1])
     for layer in layers:
         layer.weight.data = layer.weight * s
@@ -35,40 +42,45 @@ def scale(block, stage):
 
 @pytest.mark.parametrize("stage", range(4))
 def test_the_block_computes_what_it_did(stage):
-    block, x, rotary = block_and_inputs()
-    before = block(x, rotary)
-    assert can_fold(block, stage)
+    block, x, sight = block_and_inputs()
+    before = block(x, sight)
+    assert can_fold(block, group_of(block, stage))
     s = scale(block, stage)
-    assert not torch.allclose(block(x, rotary), before, atol=1e-2)
-    fold(block, stage, s, {})
-    assert torch.allclose(block(x, rotary), before, atol=1e-5)  # fp32
+    assert not torch.allclose(block(x, sight), before, atol=1e-2)
+    fold(block, group_of(block, stage), s, {})
+    assert torch.allclose(block(x, sight), before, atol=1e-5)  # fp32
 
 
 def test_stages_may_be_folded_one_after_another():
-    block, x, rotary = block_and_inputs()
-    before = block(x, rotary)
+    block, x, sight = block_and_inputs()
+    before = block(x, sight)
     for stage in range(4):
-        fold(block, stage, scale(block, stage), {})
-    assert torch.allclose(block(x, rotary), before, atol=1e-5)  # fp32
+        fold(block, group_of(block, stage), scale(block, stage), {})
+    assert torch.allclose(block(x, sight), before, atol=1e-5)  # fp32
 
 
 @pytest.mark.parametrize("stage", [1, 3])  # v before out, up before down
 def test_a_packed_producer_carries_the_scale_in_its_own_scales(stage):
-    block, x, rotary = block_and_inputs()
-    name = PRODUCERS[stage]
+    block, x, sight = block_and_inputs()
+    name = group_of(block, stage).producer
     layer = block.get_submodule(name)
     packed = {name: RTN().quantize(layer.weight.data, NO_STATISTICS, torch.full((3,), 4), 8)}
     layer.weight.data = packed[name].dequantize()
-    before, codes = block(x, rotary), packed[name].planes
-    fold(block, stage, scale(block, stage), packed)
+    before, codes = block(x, sight), packed[name].planes
+    fold(block, group_of(block, stage), scale(block, stage), packed)
     assert torch.equal(layer.weight, packed[name].dequantize())
     assert torch.equal(packed[name].planes, codes)
-    assert torch.allclose(block(x, rotary), before, atol=1e-3)  # scales are float16
+    assert torch.allclose(block(x, sight), before, atol=1e-3)  # scales are float16
 
 
 def test_a_value_channel_that_feeds_several_heads_cannot_be_divided():
     block, _, _ = block_and_inputs(kv_heads=2)
-    assert [can_fold(block, stage) for stage in range(4)] == [True, False, True, True]
+    assert [can_fold(block, group_of(block, stage)) for stage in range(4)] == [
+        True,
+        False,
+        True,
+        True,
+    ]
 
 
 @pytest.mark.parametrize("kv_heads", [2, 1])

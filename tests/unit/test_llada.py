@@ -8,9 +8,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from quant_dllm.errors import ModelError
-from quant_dllm.models.backbone import STAGES, Backbone, BackboneConfig, Rotary
+from quant_dllm.models.backbone import Backbone
+from quant_dllm.models.config import BackboneConfig
 from quant_dllm.models.llada import FAMILY, config
 from quant_dllm.models.load import load
+from quant_dllm.models.sight import Sight
 from tests.conftest import GOLDEN
 
 CONFIG = BackboneConfig(
@@ -32,7 +34,7 @@ def test_logits_at_some_positions_are_rows_of_all():
     every = model(ids).logits
     assert torch.allclose(model.predict(ids, slice(5, 9)), every[:, 5:9], atol=1e-6)
     where = torch.rand(ids.shape, generator=torch.Generator().manual_seed(0)) < 0.3
-    assert torch.allclose(model.logits_at(ids, where), every[where], atol=1e-6)
+    assert torch.allclose(model.logits_at(ids, where, ids), every[where], atol=1e-6)
 
 
 def test_every_tensor_of_a_checkpoint_is_claimed_once():
@@ -51,18 +53,20 @@ def test_stages_name_every_linear_layer_and_what_it_receives():
     """What `stage_inputs` yields is what hooks on the layers see, layer by layer."""
     torch.manual_seed(0)
     block = Backbone(CONFIG).blocks[0]
-    x, rotary, seen = torch.randn(3, 7, 24), Rotary.of(CONFIG, 7, "cpu"), {}
+    x, sight, seen = torch.randn(3, 7, 24), Sight.of(CONFIG, 7, "cpu"), {}
     linears = [n for n, m in block.named_modules() if isinstance(m, nn.Linear)]
-    assert sorted(linears) == sorted(name for stage in STAGES for name in stage)
+    assert sorted(linears) == sorted(
+        n for stage in block.stages for group in stage for n in group.layers
+    )
     for name in linears:
         block.get_submodule(name).register_forward_pre_hook(
             lambda _, args, name=name: seen.update({name: args[0]})
         )
-    block(x, rotary)
+    block(x, sight)
     expected = dict(seen)
-    for stage, inputs in zip(STAGES, block.stage_inputs(x, rotary), strict=True):
-        for name in stage:
-            assert torch.equal(inputs, expected[name])
+    for stage, inputs in zip(block.stages, block.stage_inputs(x, sight), strict=True):
+        for group, received in zip(stage, inputs, strict=True):
+            assert all(torch.equal(received, expected[name]) for name in group.layers)
 
 
 def test_attention_is_bidirectional():

@@ -50,11 +50,13 @@ def test_the_pipeline_lets_the_model_itself_write(small_model, tmp_path):
     job = Job.prepare(
         small_model, recipe, tmp_path / "out", text=None, seed=1, device="cpu", mask_token_id=None
     )
-    views, mask = job.views(), job.mask_token_id
+    (views, text), mask = job.views(), job.mask_token_id
     assert views.shape == job.windows.shape
     assert torch.equal(views[:, :8], job.windows[:, :8])
     left = (views == mask).sum(1)
     assert left[-1] == 24 and (left.diff() >= 0).all()
     behind = views[:, 8:]
     assert (behind != job.windows[:, 8:])[behind != mask].any()  # its own words, not the text's
-    assert torch.equal(job.views(), views)
+    assert torch.equal(text[views != mask], views[views != mask])  # what it wrote is the text
+    assert torch.equal(text[views == mask], job.windows[views == mask])
+    assert torch.equal(job.views()[0], views)

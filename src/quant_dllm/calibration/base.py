@@ -58,5 +58,8 @@ class Calibration:
         seed: int,
         denoise: Denoise | None = None,
     ) -> Iterator[Int[Tensor, " length"]]:
-        """Yield what the model is shown, made of the whole corpus; ``denoise`` lets it write."""
+        """Yield what the model is shown, made of the whole corpus; ``denoise`` lets it write.
+
+        Each window has as many views as every other, and they follow each other.
+        """
         raise AssertionError("a calibration says what it hides")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from quant_dllm.cli.options import AsJson, Device, MaskTokenId, Model, Text
+from quant_dllm.cli.options import AsJson, AttentionBlock, Device, MaskTokenId, Model, Text
 
 
 def compare(
@@ -27,6 +27,7 @@ def compare(
     draws: Annotated[int, typer.Option(help="Masks a window for the bound.")] = 8,
     device: Device = "cpu",
     mask_token_id: MaskTokenId = None,
+    attention_block: AttentionBlock = None,
     as_json: AsJson = False,
 ) -> None:
     """Quantize a model by several recipes and measure all of them on the same text and masks."""
@@ -38,7 +39,7 @@ def compare(
     comparison = Comparison(
         model=model, recipes=recipe, seeds=range(seeds), calibration=calibration, text=text,
         sequences=sequences, length=length, draws=draws, device=device,
-        mask_token_id=mask_token_id, track=track,
+        mask_token_id=mask_token_id, attention_block=attention_block, track=track,
     )  # fmt: skip
     path = out / "records.jsonl" if out else None
     known = read_records(path) if path else {}

@@ -1,10 +1,12 @@
 """``quant-dllm evaluate``."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from quant_dllm.cli.options import AsJson, Device, MaskTokenId, Model, Seed, Text
+from quant_dllm.cli.options import AsJson, AttentionBlock, Device, MaskTokenId, Model, Seed, Text
+from quant_dllm.errors import RequestError
 
 
 def evaluate(
@@ -14,21 +16,56 @@ def evaluate(
     ] = None,
     text: Text = None,
     sequences: Annotated[int, typer.Option(help="Windows of text.")] = 64,
-    length: Annotated[int, typer.Option(help="Tokens of a window.")] = 256,
-    draws: Annotated[int, typer.Option(help="Masks a window for the bound.")] = 8,
+    length: Annotated[
+        int | None, typer.Option(help="Tokens of a window, 256; with tasks: tokens to write.")
+    ] = None,
+    draws: Annotated[
+        int | None, typer.Option(help="Masks a window, 8; with tasks: masks an answer.")
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(metavar="NAME,…", help="Score lm-eval's tasks instead.")
+    ] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="A set of tasks: quant-dllm (the paper's), math-code.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Questions a task.")] = None,
+    shots: Annotated[int | None, typer.Option(help="Examples in the prompts of tasks.")] = None,
+    task_path: Annotated[
+        Path | None, typer.Option(help="Folder of further task definitions.")
+    ] = None,
+    cfg: Annotated[
+        float | None, typer.Option(help="Weight of guidance in likelihood tasks.")
+    ] = None,
     seed: Seed = 0,
     device: Device = "cpu",
     mask_token_id: MaskTokenId = None,
+    attention_block: AttentionBlock = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a model's likelihood bound, and its distance from another model."""
+    """Measure a model's likelihood bound and its distance from another model, or score tasks."""
+    told = {
+        "seed": seed, "device": device, "mask_token_id": mask_token_id,
+        "attention_block": attention_block,
+    }  # fmt: skip
+    if any(n is not None and n < 1 for n in (limit, length, draws)) or (shots or 0) < 0:
+        raise RequestError("--limit, --length and --draws want at least 1, --shots at least 0.")
+    if tasks or suite:
+        settings = told | {"length": length, "draws": draws, "guidance": cfg}
+        wanted = [name for name in (tasks or "").split(",") if name]
+        _score(
+            model, against, wanted, suite=suite, shots=shots, limit=limit, folder=task_path,
+            settings=settings, as_json=as_json,
+        )  # fmt: skip
+        return
+    measure = {"sequences": sequences, "length": length or 256, "draws": draws or 8}
+    _measure(model, against, text, as_json=as_json, **measure, **told)
+
+
+def _measure(model: str, against: str | None, text: Path | None, as_json: bool, **how: Any) -> None:
     from quant_dllm.cli.show import print_facts, print_json, track
     from quant_dllm.evaluation.evaluate import evaluate as run
 
-    found = run(
-        model, against, text, sequences=sequences, length=length, draws=draws, seed=seed,
-        device=device, mask_token_id=mask_token_id, track=track,
-    )  # fmt: skip
+    found = run(model, against, text, track=track, **how)
     if as_json:
         print_json(found.to_dict())
         return
@@ -53,3 +90,52 @@ def evaluate(
         f"each, seed {found.seed}, text {found.text}, {found.seconds:.0f} s",
     }
     print_facts(facts)
+
+
+def _score(
+    model: str,
+    against: str | None,
+    tasks: list[str],
+    *,
+    suite: str | None,
+    shots: int | None,
+    as_json: bool,
+    **how: Any,
+) -> None:
+    from quant_dllm.cli.show import print_json, print_table, track
+    from quant_dllm.evaluation.suites import chosen
+    from quant_dllm.evaluation.tasks import TaskEvaluation
+
+    evaluation = TaskEvaluation(
+        model=model, against=against, tasks=chosen(tasks, suite, shots), track=track, **how
+    )
+    found = list(evaluation.run())
+    if as_json:
+        print_json({"model": model, "tasks": [score.to_dict() for score in found]})
+        return
+    columns = ("task", "metric", "score", "16 bits", "recovery", "model calls", "weights")
+    rows = [row for score in found for row in _rows(score)]
+    print_table(f"{model} on lm-eval's tasks; ± is one standard error", columns, rows)
+
+
+def _rows(score: Any) -> list[tuple[str, ...]]:
+    """Write a row for each metric of a task."""
+    run, base, found = score.run, score.base, []
+    for metric, value in run.metrics.items():
+        recovery = score.recovery(metric)
+        found.append(
+            (
+                score.task.name,
+                metric,
+                _number(*value),
+                _number(*base.metrics[metric]) if base and metric in base.metrics else "-",
+                f"{recovery[0]:.1f} ± {recovery[1]:.1f} %" if recovery else "-",
+                str(run.calls) if base is None else f"{run.calls}, {base.calls}",
+                run.weights if base is None else f"{run.weights}, {base.weights}",
+            )
+        )
+    return found
+
+
+def _number(value: float, error: float | None) -> str:
+    return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"

@@ -15,6 +15,13 @@ MaskTokenId = Annotated[
     int | None,
     typer.Option("--mask-token-id", help="The mask token, where the model does not say."),
 ]
+AttentionBlock = Annotated[
+    int | None,
+    typer.Option(
+        "--attention-block",
+        help="Block-causal attention of this many tokens, 0: full; where the model does not say.",
+    ),
+]
 Text = Annotated[
     Path | None,
     typer.Option("--text", help="UTF-8 text, plain or .gz; the bundled stories for tiny."),

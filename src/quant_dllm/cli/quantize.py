@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from quant_dllm.cli.options import AsJson, Device, MaskTokenId, Model, Seed
+from quant_dllm.cli.options import AsJson, AttentionBlock, Device, MaskTokenId, Model, Seed
 from quant_dllm.errors import RecipeError
 from quant_dllm.recipe import DEFAULT
 
@@ -27,6 +27,7 @@ def quantize(
     seed: Seed = 0,
     device: Device = "cpu",
     mask_token_id: MaskTokenId = None,
+    attention_block: AttentionBlock = None,
     as_json: AsJson = False,
 ) -> None:
     """Quantize a model and write the packed checkpoint."""
@@ -36,7 +37,8 @@ def quantize(
 
     record = run(
         model, out, recipe, settings=parse_settings(set_ or []), calibration=calibration,
-        seed=seed, device=device, mask_token_id=mask_token_id, track=track,
+        seed=seed, device=device, mask_token_id=mask_token_id, attention_block=attention_block,
+        track=track,
     )  # fmt: skip
     if as_json:
         summary = {key: value for key, value in record.to_dict().items() if key != "layers"}

@@ -3,10 +3,13 @@
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+HIDDEN = "·"  # a token that is not written yet
 LINE_EVERY = 5.0  # seconds between two lines of progress where there is no terminal
 
 
@@ -51,6 +54,31 @@ def size(count: int | float | None) -> str:
 def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
     """Show how far work is: a bar with the time left, or lines where there is no terminal."""
     yield from (_bar if sys.stderr.isatty() else _lines)(items, what, total)
+
+
+@contextmanager
+def canvas_shower(
+    tokenizer: Any, mask_token_id: int, wanted: bool
+) -> Iterator[Callable[[Any], None] | None]:
+    """Show a canvas as it is denoised: in place, or line by line where there is no terminal."""
+    if not wanted or tokenizer is None:
+        yield None
+        return
+
+    def text(canvas: Any) -> str:
+        runs = groupby(canvas[0].tolist(), key=lambda token: token == mask_token_id)
+        return "".join(HIDDEN * len(list(run)) if hidden else tokenizer.decode(list(run))
+                       for hidden, run in runs)  # fmt: skip
+
+    if not sys.stderr.isatty():
+        yield lambda canvas: print(json.dumps(text(canvas), ensure_ascii=False), file=sys.stderr)
+        return
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(console=Console(stderr=True), transient=True) as live:
+        yield lambda canvas: live.update(Text(text(canvas)))
 
 
 def _bar(items: Iterable[T], what: str, total: int) -> Iterator[T]:

@@ -33,6 +33,7 @@ class Comparison:
         seeds: Seeds of the calibration; the evaluation has one seed for all.
         calibration, text: Text to calibrate on and to measure on; bundled ones if not given.
         sequences, length, draws, seed: Of the evaluation, see `evaluate`.
+        mask_token_id, attention_block: What the model's folder does not say, see `load`.
         keep: Folder for the packed checkpoints; they are thrown away if not given.
     """
 
@@ -47,6 +48,7 @@ class Comparison:
     seed: int = 0
     device: str = "cpu"
     mask_token_id: int | None = None
+    attention_block: int | None = None
     keep: Path | None = None
     track: Track = silent
 
@@ -64,7 +66,10 @@ class Comparison:
 
     @cached_property
     def _base(self) -> DiffusionLM:
-        return load(self.model, device=self.device, mask_token_id=self.mask_token_id)
+        return load(
+            self.model, device=self.device, mask_token_id=self.mask_token_id,
+            attention_block=self.attention_block,
+        )  # fmt: skip
 
     @cached_property
     def _yardstick(self) -> Yardstick:
@@ -93,6 +98,7 @@ class Comparison:
             text=text and hash_file(text),
             measured=[self.sequences, self.length, self.draws, self.seed],
             device=self.device,
+            told=[self.mask_token_id, self.attention_block],
         )
 
     def _base_record(self) -> ComparisonRecord:
@@ -104,7 +110,8 @@ class Comparison:
             out = (self.keep or Path(folder)) / f"{recipe.name}-seed{seed}"
             made = quantize(
                 self.model, out, recipe, calibration=self.calibration, seed=seed,
-                device=self.device, mask_token_id=self.mask_token_id, track=self.track,
+                device=self.device, mask_token_id=self.mask_token_id,
+                attention_block=self.attention_block, track=self.track,
             )  # fmt: skip
             model = load(out, device=self.device, mask_token_id=self.mask_token_id)
             found = self._yardstick.measure(model)

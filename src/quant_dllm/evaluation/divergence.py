@@ -15,7 +15,7 @@ def _compare(
     canvas = torch.where(hidden, model.mask_token_id, windows)
 
     def log_p(m: Denoiser) -> Tensor:
-        logits = m.logits_at(canvas.to(m.device), hidden.to(m.device))
+        logits = m.logits_at(*(t.to(m.device) for t in (canvas, hidden, windows)))
         return logits.float().log_softmax(-1).to(base.device)
 
     theirs, ours = log_p(base), log_p(model)

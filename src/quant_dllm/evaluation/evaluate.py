@@ -112,8 +112,9 @@ class Yardstick:
 
     def _bound(self, model: DiffusionLM) -> Float[Tensor, " n"]:
         n, length = self.windows.shape
-        hidden = stratified(n, self.draws, length, self.seed)
-        return nelbo(model, self.windows, hidden, self.track)
+        block = model.source.config.attention_block
+        hidden = stratified(n, self.draws, length, self.seed, block)
+        return nelbo(model, self.windows, hidden, self.track, block)
 
     def _compare(self, model: DiffusionLM, base: DiffusionLM, bound: Tensor) -> dict[str, Any]:
         ours, theirs = model.source.config.vocab, base.source.config.vocab
@@ -125,7 +126,8 @@ class Yardstick:
         kls, sames = [], []
         for i, ratio in enumerate(MASK_RATIOS):
             n, length = self.windows.shape
-            hidden = at_ratio(n, length, ratio, self.seed + 1 + i)
+            block = model.source.config.attention_block
+            hidden = at_ratio(n, length, ratio, self.seed + 1 + i, block)
             kl, same = divergence(model, base, self.windows, hidden, self.track)
             kls.append(kl)
             sames.append(same)
@@ -153,6 +155,7 @@ def evaluate(
     seed: int = 0,
     device: str | torch.device = "cpu",
     mask_token_id: int | None = None,
+    attention_block: int | None = None,
     track: Track = silent,
 ) -> Evaluation:
     """Measure a model on text that it has not seen.
@@ -167,6 +170,7 @@ def evaluate(
         seed: Seed of windows and masks: models measured with one seed share both.
         device: Where to load models given by name.
         mask_token_id: The mask token, where the model's folder does not say.
+        attention_block: See `open_model`.
         track: Watches the progress.
 
     Raises:
@@ -181,8 +185,9 @@ def evaluate(
         )
 
     def loaded(m: str | Path | DiffusionLM) -> DiffusionLM:
-        given = isinstance(m, DiffusionLM)
-        return m if given else load(m, device=device, mask_token_id=mask_token_id)
+        if isinstance(m, DiffusionLM):
+            return m
+        return load(m, device=device, mask_token_id=mask_token_id, attention_block=attention_block)
 
     measured = loaded(model)
     yardstick = Yardstick(
@@ -200,6 +205,8 @@ def held_out(
 ) -> Int[Tensor, "n length"]:
     """Cut windows out of a text, or out of the bundled held-out stories.
 
+    Windows for a block-causal model are whole blocks.
+
     Raises:
         TextError: There is no text, or too little of it.
         ModelError: The model has no tokenizer.
@@ -214,7 +221,8 @@ def held_out(
             f"{model.source.folder.path} has no tokenizer, so that text cannot be read. "
             "Copy tokenizer.json beside the weights."
         )
-    length = min(length, model.source.config.context)
+    length, block = min(length, model.source.config.context), model.source.config.attention_block
+    length = max(block, length // block * block) if block else length
     return token_windows(path, model.tokenizer, sequences=sequences, length=length, seed=seed)
 
 

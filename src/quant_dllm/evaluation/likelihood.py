@@ -5,8 +5,12 @@ token,
 
     −log p(x) ≤ E_l [ L/l · Σ_hidden CE ],      a token:  E_l [ mean of CE over the hidden ].
 
+A block-causal model writes a window block after block; its bound is the sum of the blocks', each
+given the finished blocks before it. A model with full attention has one block, the window.
+
 Reference: Nie et al., "Large Language Diffusion Models", arXiv:2502.09992, equation 6; Ou et al.,
-"Your Absorbing Discrete Diffusion …", arXiv:2406.03736.
+"Your Absorbing Discrete Diffusion …", arXiv:2406.03736; Arriola et al., "Block Diffusion",
+arXiv:2503.09573.
 """
 
 import math
@@ -36,21 +40,35 @@ class Denoiser(Protocol):
         """Say where it is."""
         ...
 
-    def logits_at(self, input_ids: Tensor, where: Tensor) -> Tensor:
-        """Score the marked positions [batch, length] of a canvas, row after row."""
+    def logits_at(self, input_ids: Tensor, where: Tensor, text: Tensor) -> Tensor:
+        """Score the marked positions [batch, length] of a canvas that hides some of a text."""
         ...
 
 
 @torch.no_grad()
 def hidden_cross_entropy(
-    model: Denoiser, windows: Int[Tensor, "n length"], hidden: Bool[Tensor, "n length"]
+    model: Denoiser,
+    windows: Int[Tensor, "n length"],
+    hidden: Bool[Tensor, "n length"],
+    block: int | None = None,
 ) -> Float[Tensor, " n"]:
-    """Return each window's mean cross-entropy over its hidden tokens, nats."""
-    canvas = torch.where(hidden, model.mask_token_id, windows).to(model.device)
-    logits = model.logits_at(canvas, hidden.to(model.device)).float()
-    loss = F.cross_entropy(logits, windows[hidden].to(model.device), reduction="none").cpu()
-    rows = hidden.nonzero()[:, 0]
-    return torch.zeros(len(windows)).index_add_(0, rows, loss) / hidden.sum(1)
+    """Return each window's mean cross-entropy over its hidden tokens, nats.
+
+    Args:
+        model: The model.
+        windows: Text.
+        hidden: At least one token of each block.
+        block: Tokens of a block, if each block's mean is to count the same; else the window.
+    """
+    text = windows.to(model.device)
+    where = hidden.to(model.device)
+    logits = model.logits_at(torch.where(where, model.mask_token_id, text), where, text).float()
+    loss = F.cross_entropy(logits, text[where], reduction="none").cpu()
+    n, length = windows.shape
+    blocks = hidden.view(n, -1, block or length)
+    place = blocks.flatten(0, 1).nonzero()[:, 0]
+    sums = torch.zeros(blocks.shape[:2]).flatten().index_add_(0, place, loss)
+    return (sums.view(n, -1) / blocks.sum(-1)).mean(1)
 
 
 def nelbo(
@@ -58,6 +76,7 @@ def nelbo(
     windows: Int[Tensor, "n length"],
     hidden: Bool[Tensor, "n draws length"],
     track: Track = silent,
+    block: int | None = None,
 ) -> Float[Tensor, " n"]:
     """Estimate each window's bound, nats a token.
 
@@ -66,12 +85,15 @@ def nelbo(
         windows: Held-out text.
         hidden: What is hidden in each draw, see `masks.stratified`.
         track: Watches the progress.
+        block: Tokens of a block of attention; the window if not given.
     """
     n, draws, length = hidden.shape
     flat = windows[:, None].expand(n, draws, length).flatten(0, 1)
     size = max(1, BATCH_TOKENS // length)
     parts = list(zip(flat.split(size), hidden.flatten(0, 1).split(size), strict=True))
-    losses = [hidden_cross_entropy(model, *part) for part in track(parts, "bound", len(parts))]
+    losses = [
+        hidden_cross_entropy(model, *part, block) for part in track(parts, "bound", len(parts))
+    ]
     return torch.cat(losses).view(n, draws).mean(1)
 
 

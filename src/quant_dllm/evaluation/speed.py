@@ -163,6 +163,10 @@ def loaded_pair(
 ) -> dict[str, Backbone]:
     """Load a model and make the other of the two networks from it."""
     loaded = load(model, device=device, dtype=dtype).backbone
+    if not isinstance(loaded, Backbone):
+        raise RequestError(
+            f"{model} is a network of transformers, wrapped; one of our own is wanted."
+        )
     if any(isinstance(layer, QuantLinear) for layer in loaded.modules()):
         return {
             "dense": _with_layers(loaded, lambda m: _dense_layer(m, dtype), QuantLinear),

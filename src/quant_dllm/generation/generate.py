@@ -1,19 +1,22 @@
 """From a prompt to a text."""
 
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Set
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from quant_dllm.errors import ModelError, RequestError
-from quant_dllm.generation.masked import check_schedule, denoise
+from quant_dllm.errors import ModelError, RequestError, hint
+from quant_dllm.generation.chat import chat_prompt
+from quant_dllm.generation.denoisers import build_denoiser
+from quant_dllm.generation.masked import denoise, plan
 from quant_dllm.models.load import load
 from quant_dllm.models.model import DiffusionLM
+from quant_dllm.models.sampling import Sampling
 from quant_dllm.track import Track, silent
-
-DEFAULT_BLOCK = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,16 +24,21 @@ class Generation:
     """What was written, and what it took.
 
     Attributes:
-        text: The answer, up to the first end-of-text token.
-        token_ids: All tokens of the answer, behind that token too.
-        calls: Calls of the model.
+        prompt: What the model was given: with ``chat``, the whole turn.
+        text: The answer, up to the first token that ends it.
+        token_ids: All tokens that were written, behind that token too.
+        calls: Calls of the model; guidance makes two a step.
+        positions: Positions that went through the model's blocks, over all calls.
+        sampling: The settings.
     """
 
     prompt: str
     text: str
     token_ids: list[int]
     calls: int
+    positions: int
     seconds: float
+    sampling: Sampling
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON's types."""
@@ -42,72 +50,115 @@ def generate(
     prompt: str,
     *,
     length: int = 128,
-    steps: int | None = None,
-    block_length: int | None = None,
-    temperature: float = 0.0,
+    chat: bool = False,
+    stop: bool = True,
     seed: int = 0,
     device: str | torch.device = "cpu",
     mask_token_id: int | None = None,
+    attention_block: int | None = None,
+    on_step: Callable[[Tensor], None] | None = None,
     track: Track = silent,
+    **settings: Any,
 ) -> Generation:
-    """Write on from a prompt by low-confidence remasking, block after block.
+    """Write on from a prompt.
 
     Args:
         model: A model, or what `load` takes.
         prompt: Text that the answer follows.
         length: Tokens to write.
-        steps: Calls of the model; as many as tokens if not given.
-        block_length: Tokens of a block; 32, or all where 32 does not divide ``length``.
-        temperature: 0 takes the likeliest token (dimensionless).
+        chat: Whether the prompt is a user's turn, for the tokenizer's chat template.
+        stop: Whether to stop behind the block in which the answer ends.
         seed: Seed of the draws: equal seeds give equal texts.
         device: Where to load a model given by name.
         mask_token_id: The mask token, where the model's folder does not say.
+        attention_block: See `open_model`.
+        on_step: Called with the canvas [1, tokens] after every step; hidden tokens are masks.
         track: Watches the progress.
+        settings: Fields of `Sampling` to change from what the family's authors use; ``None`` keeps
+            theirs.
 
     Raises:
-        RequestError: Numbers that do not divide, a temperature below zero, a canvas longer than
-            the model's context.
+        RequestError: Numbers that do not divide, a setting that means nothing, a canvas longer
+            than the model's context, no chat template.
         ModelError: The model has no tokenizer.
         QuantDLLMError: What `load` raises.
     """
-    if temperature < 0:
-        raise RequestError(f"temperature is {temperature}; 0 or more is wanted.")
-    block = block_length or (DEFAULT_BLOCK if length % DEFAULT_BLOCK == 0 else length)
-    count = steps or length
-    check_schedule(length, count, block)
+    settings = checked(settings)
     if not isinstance(model, DiffusionLM):
-        model = load(model, device=device, mask_token_id=mask_token_id)
+        model = load(
+            model, device=device, mask_token_id=mask_token_id, attention_block=attention_block
+        )
+    sampling = _sampling(model, length, settings)
     if model.tokenizer is None:
         raise ModelError(
             f"{model.source.folder.path} has no tokenizer, so that no text can be written. "
             "Copy tokenizer.json beside the weights."
         )
-    ids = model.tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
-    context = model.source.config.context
-    if ids.shape[1] + length > context:
+    asked = chat_prompt(model.tokenizer, prompt, model.source.name) if chat else prompt
+    ids = model.tokenizer(asked, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    start, block = ids.shape[1], model.source.config.attention_block
+    if start + length > model.source.config.context:
         raise RequestError(
-            f"The prompt has {ids.shape[1]} tokens and {length} are to be written; "
-            f"{model.source.name} was trained on {context} in all. Shorten one of them."
+            f"The prompt has {start} tokens and {length} are to be written; "
+            f"{model.source.name} was trained on {model.source.config.context} in all. "
+            "Shorten one of them."
         )
+    blocks = plan(start, length, sampling, block)
     began = time.monotonic()
+    denoiser = build_denoiser(model, sampling, start, blocks[-1][0].stop)
+    canvas = ids.long().to(model.device)
     canvases = denoise(
-        model, ids.long().to(model.device), length=length, steps=count, block_length=block,
-        temperature=temperature, mask_token_id=model.mask_token_id, seed=seed,
+        denoiser, canvas, length=length, sampling=sampling, mask_token_id=model.mask_token_id,
+        seed=seed, attention_block=block, ends=model.end_token_ids if stop else frozenset(),
     )  # fmt: skip
-    steps_taken = list(track(canvases, "denoising", count))
-    answer = steps_taken[-1][0, ids.shape[1] :].tolist()
+    for canvas in track(canvases, "denoising", sum(calls for _, calls in blocks)):
+        if on_step:
+            on_step(canvas)
+    answer = canvas[0, start : start + length].tolist()
+    answer = [token for token in answer if token != model.mask_token_id]
     return Generation(
-        prompt=prompt,
-        text=decode(model.tokenizer, ids[0].tolist(), answer),
+        prompt=asked,
+        text=decode(model.tokenizer, ids[0].tolist(), answer, model.end_token_ids),
         token_ids=answer,
-        calls=len(steps_taken),
+        calls=denoiser.calls,
+        positions=denoiser.positions,
         seconds=round(time.monotonic() - began, 2),
+        sampling=sampling,
     )
 
 
-def decode(tokenizer: Any, prompt: list[int], answer: list[int]) -> str:
-    """Return the answer up to the end of text, as it reads behind the prompt."""
-    if tokenizer.eos_token_id in answer:
-        answer = answer[: answer.index(tokenizer.eos_token_id)]
+def checked(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that are given; check them as far as that needs no model.
+
+    Raises:
+        RequestError: A setting that there is not, or that means nothing.
+    """
+    known = [field.name for field in fields(Sampling)]
+    for name in settings:
+        if name not in known:
+            raise RequestError(
+                f"Unknown setting {name!r}.{hint(name, known)} Known: {', '.join(known)}."
+            )
+    given = {name: value for name, value in settings.items() if value is not None}
+    Sampling(**given)
+    return given
+
+
+def _sampling(model: DiffusionLM, length: int, given: dict[str, Any]) -> Sampling:
+    """Change the family's settings; its block becomes the answer where it does not divide it."""
+    theirs, block = model.family.sampling, model.source.config.attention_block
+    if not block and theirs.block_length and length % theirs.block_length:
+        theirs = replace(theirs, block_length=None)
+    if block and theirs.block_length and block % theirs.block_length:
+        theirs = replace(theirs, block_length=None)
+    if theirs.cache == "exact" and not block:  # told to see everything after all
+        theirs = replace(theirs, cache="none")
+    return replace(theirs, **given)
+
+
+def decode(tokenizer: Any, prompt: list[int], answer: list[int], ends: Set[int]) -> str:
+    """Return the answer up to the first token that ends it, as it reads behind the prompt."""
+    stop = next((i for i, token in enumerate(answer) if token in ends), len(answer))
     before = tokenizer.decode(prompt, skip_special_tokens=True)
-    return tokenizer.decode(prompt + answer, skip_special_tokens=True)[len(before) :]
+    whole = tokenizer.decode(prompt + answer[:stop], skip_special_tokens=True)
+    return whole[len(before) :]

@@ -6,8 +6,9 @@ Reference: Nie et al., "Large Language Diffusion Models", arXiv:2502.09992.
 from typing import Any
 
 from quant_dllm.errors import ModelError
-from quant_dllm.models.backbone import BackboneConfig
+from quant_dllm.models.config import BackboneConfig
 from quant_dllm.models.family import ModelFamily
+from quant_dllm.models.scoring import Scoring
 
 BLOCK = "model.transformer.blocks.*"
 
@@ -46,15 +47,28 @@ def config(raw: dict[str, Any]) -> BackboneConfig:
         context=raw["max_sequence_length"],
         rope_theta=raw["rope_theta"],
         norm_eps=raw["rms_norm_eps"],
+        rotary_in_float32=raw.get("rope_full_precision", True),
     )
 
 
 FAMILY = ModelFamily(
     name="llada",
+    models="LLaDA-8B Base and Instruct, LLaDA-1.5; the bundled tiny",
     architectures=("LLaDAModelLM",),
     model_types=("llada",),
     config=config,
     mask_tokens=("<|mdm_mask|>",),
+    mask_token_id=126336,
+    end_tokens=("<|eot_id|>",),
+    scoring=Scoring(
+        guidance={
+            "gpqa_main_n_shot": 0.5,
+            "truthfulqa_mc2": 2.0,
+            "arc_challenge": 0.5,
+            "hellaswag": 0.5,
+            "piqa": 0.5,
+        }
+    ),
     names={
         "embed": "model.transformer.wte",
         "norm": "model.transformer.ln_f",

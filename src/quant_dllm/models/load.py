@@ -3,15 +3,20 @@
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from quant_dllm.checkpoint.fingerprint import Fingerprint
+from quant_dllm.checkpoint.folder import Folder
 from quant_dllm.errors import CheckpointError, RequestError
 from quant_dllm.linear import QuantLinear
 from quant_dllm.memory import PeakMemory
-from quant_dllm.models.backbone import Backbone
-from quant_dllm.models.model import DiffusionLM, resolve_mask_token
+from quant_dllm.models.experts import Router
+from quant_dllm.models.mask_token import resolve_mask_token
+from quant_dllm.models.model import DiffusionLM
+from quant_dllm.models.network import Network
 from quant_dllm.models.source import Source, open_model
 from quant_dllm.weights.base import WEIGHTS, QuantizedWeight
 
@@ -24,6 +29,7 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     mask_token_id: int | None = None,
+    attention_block: int | None = None,
 ) -> DiffusionLM:
     """Load a model, 16-bit or packed, ready to call.
 
@@ -35,20 +41,29 @@ def load(
         device: Where to put it.
         dtype: What to compute in; float32 on a CPU, bfloat16 elsewhere if not given.
         mask_token_id: The mask token, where the folder does not say.
+        attention_block: See `open_model`.
 
     Raises:
         ModelError: Missing or damaged files, an architecture that we do not know.
-        CheckpointError: A packed checkpoint of a later format, or one that lacks tensors.
+        CheckpointError: A packed checkpoint of a later format, one that lacks tensors, or one whose
+            packed tensors are not those that were written.
     """
     began, peak = time.monotonic(), PeakMemory()
-    source = open_model(model)
+    source = open_model(model, attention_block)
     target = usable_device(device)
     backbone = empty_backbone(source)
     kind = dtype or default_dtype(target)
     source.check(backbone)
+    packed = Fingerprint()
     for name in backbone.state_dict():
-        _place(backbone, name, source.tensor(name), target, kind)
-    assert not any(p.is_meta for p in backbone.parameters()), "every tensor was placed"
+        tensor = source.tensor(name)
+        if is_packed(backbone, name):
+            packed.add(source.family.upstream(name), tensor)
+        place(backbone, name, tensor, target, kind)
+    check_fingerprint(source.folder, packed.digest())
+    place_buffers(backbone, target)
+    tensors = (*backbone.parameters(), *backbone.buffers())
+    assert not any(tensor.is_meta for tensor in tensors), "every tensor was placed"
     for layer in backbone.modules():
         if isinstance(layer, QuantLinear):
             layer.prepare(torch.empty(0, layer.in_features, dtype=kind, device=target))
@@ -90,37 +105,84 @@ def default_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
-def empty_backbone(source: Source) -> Backbone:
+def empty_backbone(source: Source) -> Network:
     """Build the network on the meta device, packed where the folder is packed."""
     backbone = source.empty()
     for slot, layout in source.packed_layers.items():
         bias = getattr(backbone.get_submodule(slot), "bias", None)
-        with torch.device("meta"):
-            backbone.set_submodule(slot, _empty_layer(source, slot, dict(layout), bias))
+        backbone.set_submodule(
+            slot, empty_layer(source.folder, source.upstream(slot), layout, bias)
+        )
     return backbone
 
 
-def _empty_layer(source: Source, slot: str, layout: dict, bias: Tensor | None) -> QuantLinear:
+def empty_layer(
+    folder: Folder, upstream: str, layout: dict[str, Any], bias: Tensor | None
+) -> QuantLinear:
+    """Make a packed layer on the meta device, shaped like what the folder holds of it.
+
+    Args:
+        folder: The packed checkpoint.
+        upstream: Upstream's name of the layer.
+        layout: What ``config.json`` says of it.
+        bias: Its bias, if it has one.
+
+    Raises:
+        CheckpointError: The folder lacks a tensor.
+    """
+    layout = dict(layout)
     kind = layout.pop("kind")
-    names = {name: f"{source.upstream(slot)}.{name}" for name in WEIGHTS.get(kind).names}
+    names = {name: f"{upstream}.{name}" for name in WEIGHTS.get(kind).names}
     for name in names.values():
-        if name not in source.folder.tensor_names:
+        if name not in folder.tensor_names:
             raise CheckpointError(
-                f"{source.folder.path} lacks {name}: the checkpoint is incomplete. Copy it again."
+                f"{folder.path} lacks {name}: the checkpoint is incomplete. Copy it again."
             )
     tensors = {
-        name: torch.empty(source.folder.shape(full), dtype=source.folder.dtype(full))
+        name: torch.empty(folder.shape(full), dtype=folder.dtype(full), device="meta")
         for name, full in names.items()
     }
-    return QuantLinear(kind, tensors, layout, bias)
+    with torch.device("meta"):
+        return QuantLinear(kind, tensors, layout, bias)
 
 
-def _place(
-    backbone: Backbone, name: str, tensor: Tensor, device: torch.device, dtype: torch.dtype
+def place(
+    network: nn.Module, name: str, tensor: Tensor, device: torch.device, dtype: torch.dtype
 ) -> None:
-    """Put one tensor where it belongs; floats of layers that are not packed take ``dtype``."""
+    """Put one tensor where it belongs.
+
+    Floats take ``dtype``, but for those of packed layers and of routers: both stay what they are.
+    """
     slot, _, leaf = name.rpartition(".")
-    module = backbone.get_submodule(slot)
-    packed = isinstance(module, QuantLinear) and leaf in module.kind.names
-    moved = tensor.to(device) if packed else tensor.to(device, dtype)
+    module = network.get_submodule(slot)
+    kept = is_packed(network, name) or isinstance(module, Router)
+    moved = tensor.to(device) if kept else tensor.to(device, dtype)
     setattr(module, leaf, nn.Parameter(moved, requires_grad=False))
+
+
+def is_packed(network: nn.Module, name: str) -> bool:
+    """Tell whether a tensor of a network is part of a packed weight."""
+    slot, _, leaf = name.rpartition(".")
+    module = network.get_submodule(slot)
+    return isinstance(module, QuantLinear) and leaf in module.kind.names
+
+
+def check_fingerprint(folder: Folder, found: str) -> None:
+    """Hold the packed tensors that were loaded against those that were written.
+
+    Raises:
+        CheckpointError: They are others.
+    """
+    wanted = (folder.quantization or {}).get("fingerprint")
+    if wanted and wanted != found:
+        raise CheckpointError(
+            f"The packed tensors of {folder.path} have the fingerprint {found}; {wanted} was "
+            "written. The files were changed or mixed up: copy the folder again."
+        )
+
+
+def place_buffers(network: nn.Module, device: torch.device) -> None:
+    """Move what is computed and not stored, as wrapped networks have it."""
+    for module in network.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from quant_dllm.errors import RequestError
 from quant_dllm.linear import QuantLinear
-from quant_dllm.models.backbone import Backbone
 from quant_dllm.models.family import ModelFamily
+from quant_dllm.models.mask_token import resolve_mask_token
+from quant_dllm.models.network import Network
 from quant_dllm.models.source import Source
 from quant_dllm.record import Bits
 
@@ -31,7 +31,7 @@ class DiffusionLM(nn.Module):
         backbone: The network.
     """
 
-    def __init__(self, source: Source, backbone: Backbone, mask_token_id: int | None = None):
+    def __init__(self, source: Source, backbone: Network, mask_token_id: int | None = None):
         super().__init__()
         self.source = source
         self.backbone = backbone
@@ -51,6 +51,15 @@ class DiffusionLM(nn.Module):
     def tokenizer(self) -> Any:
         """Load the tokenizer of the folder; ``None`` where there is none."""
         return load_tokenizer(self.source)
+
+    @cached_property
+    def end_token_ids(self) -> frozenset[int]:
+        """Say behind which tokens an answer ends: end of text, end of turn."""
+        tokenizer, known = self.tokenizer, self.tokenizer.get_vocab() if self.tokenizer else {}
+        ends = {known[token] for token in self.family.end_tokens if token in known}
+        if tokenizer is not None and tokenizer.eos_token_id is not None:
+            ends.add(tokenizer.eos_token_id)
+        return frozenset(ends)
 
     @property
     def mask_token_id(self) -> int:
@@ -75,13 +84,22 @@ class DiffusionLM(nn.Module):
         return self.backbone.project(self.backbone.hidden(input_ids)[:, self.family.row(rows)])
 
     def logits_at(
-        self, input_ids: Int[Tensor, "batch length"], where: Bool[Tensor, "batch length"]
+        self,
+        input_ids: Int[Tensor, "batch length"],
+        where: Bool[Tensor, "batch length"],
+        text: Int[Tensor, "batch length"],
     ) -> Float[Tensor, "some vocab"]:
-        """Score the tokens of the marked positions themselves, row after row."""
-        batch, position = where.nonzero(as_tuple=True)
-        return self.backbone.project(
-            self.backbone.hidden(input_ids)[batch, self.family.row(position)]
-        )
+        """Score the tokens of the marked positions themselves, row after row.
+
+        Args:
+            input_ids: The canvas.
+            where: The positions.
+            text: What the canvas hides: a block-causal model is shown it in the blocks before
+                each block, which are finished when that block's turn comes.
+        """
+        ids, sight = self.backbone.look(input_ids, text)
+        rows = self.source.rows(where)
+        return self.backbone.project(self.backbone.hidden(ids, sight)[rows])
 
     def packed(self) -> list[QuantLinear]:
         """List the packed layers; none in a 16-bit model."""
@@ -108,33 +126,13 @@ def load_tokenizer(source: Source) -> Any:
         from transformers import PreTrainedTokenizerFast
 
         return PreTrainedTokenizerFast.from_pretrained(str(path))
-    if any((path / name).is_file() for name in ("tokenizer.model", "vocab.json")):
+    if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
+        import transformers
+
+        qwen: Any = getattr(transformers, "Qwen2TokenizerFast")  # noqa: B009  # Dream's, renamed
+        return qwen.from_pretrained(str(path))
+    if (path / "tokenizer.model").is_file():
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(str(path))
     return None
-
-
-def resolve_mask_token(source: Source, given: int | None, tokenizer: Any) -> int:
-    """Return the mask token: as given, else the config's, else one of the family's strings.
-
-    Raises:
-        RequestError: None of them is there, or the id is no row of the embedding: it is asked for,
-            never guessed.
-    """
-    found = given if given is not None else source.folder.config.get("mask_token_id")
-    if found is None and tokenizer is not None:
-        known = tokenizer.get_vocab()
-        found = next((known[t] for t in source.family.mask_tokens if t in known), None)
-    if found is None:
-        strings = " or ".join(source.family.mask_tokens)
-        raise RequestError(
-            f"{source.name} does not say which token is the mask: no mask_token_id in config.json, "
-            f"no {strings} in the tokenizer. Pass --mask-token-id."
-        )
-    if not 0 <= found < source.config.vocab:
-        raise RequestError(
-            f"The mask token id {found} is no row of {source.name}'s embedding, which has "
-            f"{source.config.vocab}. Pass the right one as --mask-token-id."
-        )
-    return found

@@ -1,24 +1,36 @@
 """Find a model by name and see what it is, without reading its weights."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from jaxtyping import Bool, Int
+from torch import Tensor
 
 from quant_dllm.checkpoint.folder import METHOD, Folder
 from quant_dllm.errors import ModelError, hint
-from quant_dllm.models.backbone import Backbone, BackboneConfig
+from quant_dllm.models.config import BackboneConfig
 from quant_dllm.models.family import ModelFamily
+from quant_dllm.models.network import Network
 from quant_dllm.registry import Registry
 
 FAMILIES = Registry(
     "family",
     {
+        "a2d-qwen2": "quant_dllm.models.a2d:QWEN2",
+        "a2d-qwen3": "quant_dllm.models.a2d:QWEN3",
         "diffullama": "quant_dllm.models.diffullama:FAMILY",
+        "dream": "quant_dllm.models.dream:FAMILY",
+        "fast-dllm": "quant_dllm.models.fast_dllm:FAMILY",
+        "illada": "quant_dllm.models.illada:FAMILY",
         "llada": "quant_dllm.models.llada:FAMILY",
+        "llada-moe": "quant_dllm.models.llada_moe:FAMILY",
+        "llada2": "quant_dllm.models.llada2:FAMILY",
+        "modernbert": "quant_dllm.models.modernbert:FAMILY",
+        "sdar": "quant_dllm.models.sdar:FAMILY",
     },
 )
 TINY = "tiny"
@@ -43,7 +55,7 @@ class Source:
 
     @property
     def packed_layers(self) -> dict[str, dict[str, Any]]:
-        """Map slots of the backbone to the stored layout of their weights; empty at 16 bits."""
+        """Map slots of the network to the stored layout of their weights; empty at 16 bits."""
         quantization = self.folder.quantization
         if not quantization:
             return {}
@@ -53,10 +65,10 @@ class Source:
                 "quant-dllm does not read. Use the 16-bit model."
             )
         layers = quantization["layers"]
-        linears = (slot for slot in self.slots(nn.Linear) if self.upstream(slot) in layers)
-        return {slot: layers[self.upstream(slot)] for slot in linears}
+        slots = (slot for slot in self.layers if self.upstream(slot) in layers)
+        return {slot: layers[self.upstream(slot)] for slot in slots}
 
-    def check(self, backbone: Backbone) -> None:
+    def check(self, backbone: Network) -> None:
         """Hold the weight files' names and shapes against a network, before any is read.
 
         Args:
@@ -75,7 +87,13 @@ class Source:
                     f"{upstream} of {self.folder.path} has shape {list(found)}; config.json wants "
                     f"{list(wanted.shape)}. The two do not belong together: download both again."
                 )
-        extra = sorted(self.folder.tensor_names - claimed)
+        copies = {self.family.upstream(name): first for name, first in backbone.copies.items()}
+        extra = sorted(
+            name
+            for name in self.folder.tensor_names - claimed
+            if not name.endswith("rotary_emb.inv_freq")  # a table that older versions stored
+            and not (name in copies and self._equal(name, copies[name]))
+        )
         if extra:
             raise ModelError(
                 f"{self.folder.path} holds tensors that a {self.family.name} model does not have: "
@@ -83,18 +101,21 @@ class Source:
                 "It is of another architecture."
             )
 
-    def empty(self) -> Backbone:
-        """Build the 16-bit network on the meta device."""
-        with torch.device("meta"):
-            return Backbone(self.config)
+    def _equal(self, upstream: str, name: str) -> bool:
+        """Tell whether a stored tensor is a copy of another."""
+        return torch.equal(self.folder.tensor(upstream), self.tensor(name))
 
-    def slots(self, kind: type[nn.Module]) -> list[str]:
-        """List the modules of the backbone that are of a kind, in order."""
-        modules = self.empty().named_modules()
-        return [name for name, module in modules if isinstance(module, kind)]
+    def empty(self) -> Network:
+        """Build the 16-bit network on the meta device."""
+        return self.family.build(self.config, self.folder.config)
+
+    @cached_property
+    def layers(self) -> list[str]:
+        """List the slots of all linear layers that are quantized, in order."""
+        return self.empty().layers()
 
     def outside_blocks(self) -> list[str]:
-        """Name the tensors of the backbone that are in no block: embedding, norm, head."""
+        """Name the tensors of the network that are in no block: embedding, norm, head."""
         return [name for name in self.empty().state_dict() if not name.startswith("blocks.")]
 
     def parameters(self) -> int:
@@ -102,11 +123,26 @@ class Source:
         return sum(p.numel() for p in self.empty().parameters())
 
     def upstream(self, slot: str) -> str:
-        """Translate a module of the backbone to upstream's name."""
+        """Translate a module of the network to upstream's name."""
         return self.family.upstream(slot + ".weight").removesuffix(".weight")
 
+    def rows(
+        self, where: Bool[Tensor, "batch length"]
+    ) -> tuple[Int[Tensor, " some"], Int[Tensor, " some"]]:
+        """Return sequence and row in which each marked position is predicted, see `Network.look`.
+
+        The last row of a shifted model's finished block is that of the text, not of its masked
+        copy.
+        """
+        batch, position = where.nonzero(as_tuple=True)
+        row, block = self.family.row(position), self.config.attention_block
+        if not block:
+            return batch, row
+        finished = row // block < position // block
+        return batch, torch.where(finished, where.shape[1] + row, row)
+
     def tensor(self, name: str) -> Tensor:
-        """Read one tensor by its name in the backbone."""
+        """Read one tensor by its name in the network."""
         return self.folder.tensor(self.family.upstream(name))
 
 
@@ -138,8 +174,13 @@ def locate(model: str | Path) -> Path:
         ) from None
 
 
-def open_model(model: str | Path) -> Source:
+def open_model(model: str | Path, attention_block: int | None = None) -> Source:
     """Find a model, read its ``config.json`` and recognise its family.
+
+    Args:
+        model: A folder, ``"tiny"``, or a Hugging Face id.
+        attention_block: Length of block-causal attention, 0 for full attention, where neither the
+            folder nor the family says it right.
 
     Raises:
         ModelError: Missing or damaged files, or an architecture that we do not know.
@@ -153,24 +194,40 @@ def open_model(model: str | Path) -> Source:
             f"{folder.path / 'config.json'} lacks {error}, which every {family.name} model has. "
             "Download it again."
         ) from None
+    if attention_block is not None:
+        config = replace(config, attention_block=attention_block or None)
     return Source(str(model), folder, family, config)
 
 
+def is_known(config: dict[str, Any]) -> bool:
+    """Tell whether a ``config.json`` is of a family that is registered."""
+    return _match(config) is not None
+
+
 def recognise(config: dict[str, Any], name: str) -> ModelFamily:
-    """Match architectures first, then model types: several families share a model type."""
-    found = [*(config.get("architectures") or []), config.get("model_type")]
+    """Match architectures first, then model types: several families share a model type.
+
+    Raises:
+        ModelError: No family is of that architecture.
+    """
+    found = _match(config)
+    if found is not None:
+        return found
+    known = [a for key in FAMILIES.targets for a in FAMILIES.get(key).architectures]
+    shown = (config.get("architectures") or ["no architecture"])[0]
+    raise ModelError(
+        f"{name} is {shown} (model_type {config.get('model_type')!r}), which is not known."
+        f"{hint(shown, known)} Known: {', '.join(known)}. To have a family proposed: quant-dllm "
+        "doctor MODEL"
+    )
+
+
+def _match(config: dict[str, Any]) -> ModelFamily | None:
     families: list[ModelFamily] = [FAMILIES.get(key) for key in FAMILIES.targets]
-    for wanted in found[:-1]:
+    architectures, kind = config.get("architectures") or [], config.get("model_type")
+    for wanted in architectures:
         for family in families:
             if wanted in family.architectures:
                 return family
-    if len(found) == 1:
-        for family in families:
-            if found[-1] in family.model_types:
-                return family
-    known = [a for family in families for a in family.architectures]
-    shown = found[0] or "no architecture"
-    raise ModelError(
-        f"{name} is {shown} (model_type {found[-1]!r}), which is not known."
-        f"{hint(str(found[0]), known)} Known: {', '.join(known)}."
-    )
+    of_kind = (family for family in families if kind in family.model_types)
+    return None if architectures else next(of_kind, None)

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from quant_dllm.calibration.base import Calibration
 from quant_dllm.calibration.corpus import fingerprint, token_windows
+from quant_dllm.checkpoint.fingerprint import Fingerprint
 from quant_dllm.checkpoint.writer import refuse_existing
 from quant_dllm.errors import ModelError, RequestError, TextError
 from quant_dllm.models.bundled import bundled_text
 from quant_dllm.models.load import default_dtype, usable_device
-from quant_dllm.models.model import load_tokenizer, resolve_mask_token
+from quant_dllm.models.mask_token import resolve_mask_token
+from quant_dllm.models.model import load_tokenizer
 from quant_dllm.models.source import Source, open_model
 from quant_dllm.pipeline.writing import Writing
 from quant_dllm.precision.uniform import Uniform
@@ -30,6 +32,7 @@ class Job:
 
     Attributes:
         windows: Token windows before masking; ``None`` where the recipe looks at no data.
+        packed: Of what was packed so far.
     """
 
     source: Source
@@ -41,6 +44,7 @@ class Job:
     mask_token_id: int
     seed: int
     device: torch.device
+    packed: Fingerprint = field(default_factory=Fingerprint)
     _hash: Any = field(default_factory=hashlib.sha256)
 
     @classmethod
@@ -54,6 +58,7 @@ class Job:
         seed: int,
         device: str | torch.device,
         mask_token_id: int | None,
+        attention_block: int | None = None,
     ) -> "Job":
         """Check everything that can be checked.
 
@@ -62,7 +67,7 @@ class Job:
         """
         refuse_existing(out)
         calibration, precision, quantizer = recipe.build()
-        source = open_model(model)
+        source = open_model(model, attention_block)
         if source.folder.quantization:
             raise RequestError(
                 f"{model} is quantized already (quantization_config in its config.json). "
@@ -88,7 +93,7 @@ class Job:
         return self.quantizer.needs | self.precision.needs
 
     def read(self, name: str) -> Tensor:
-        """Read a tensor of the 16-bit model by its name in the backbone; note it for `digest`.
+        """Read a tensor of the 16-bit model by its name in the network; note it for `digest`.
 
         Raises:
             ModelError: It holds a number that is not finite.
@@ -114,13 +119,21 @@ class Job:
         sequences, length = self.windows.shape
         return {"fingerprint": fingerprint(self.windows), "sequences": sequences, "length": length}
 
-    def views(self) -> Int[Tensor, "views length"]:
-        """Return what the model is shown."""
+    def views(self) -> tuple[Int[Tensor, "views length"], Int[Tensor, "views length"]]:
+        """Return what the model is shown, and the text of each view.
+
+        Where the model wrote something itself, that is the text; else it is the window.
+        """
         assert self.windows is not None, "a recipe that looks at no data shows none"
-        writing = Writing(self.source.folder.path, self.device, self.mask_token_id)
-        return torch.stack(
+        writing = Writing(
+            self.source.folder.path, self.device, self.mask_token_id,
+            self.source.config.attention_block,
+        )  # fmt: skip
+        views = torch.stack(
             list(self.calibration.views(self.windows, self.mask_token_id, self.seed, writing))
         )
+        windows = self.windows.repeat_interleave(len(views) // len(self.windows), dim=0)
+        return views, torch.where(views == self.mask_token_id, windows, views)
 
 
 def _windows(

@@ -1,5 +1,6 @@
 """Quantize a model block by block, so that only one block is ever in memory. Read this first."""
 
+import copy
 import logging
 import math
 import time
@@ -14,16 +15,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from quant_dllm.checkpoint.folder import FORMAT_VERSION, METHOD
+from quant_dllm.checkpoint.shim import SHIM, with_shim
 from quant_dllm.checkpoint.writer import CheckpointWriter
 from quant_dllm.memory import PeakMemory
-from quant_dllm.models.backbone import STAGES, Block, Rotary
-from quant_dllm.pipeline.capture import STAGE_ORDERS, Capture, Stream
+from quant_dllm.models.load import place, place_buffers
+from quant_dllm.models.network import Network, NetworkBlock
+from quant_dllm.models.stage import STAGE_ORDERS, Group
+from quant_dllm.pipeline.capture import Capture, Stream
 from quant_dllm.pipeline.fold import can_fold, fold
 from quant_dllm.pipeline.job import Job
 from quant_dllm.quantizers.base import ScalesInputs
 from quant_dllm.recipe import DEFAULT, Recipe
 from quant_dllm.record import Bits, LayerRecord, RunRecord
-from quant_dllm.statistics.layer import NO_STATISTICS, LayerStatistics, Needs, output_error
+from quant_dllm.statistics.layer import LayerStatistics, Needs, output_error
 from quant_dllm.track import Track, silent
 from quant_dllm.weights.base import QuantizedWeight
 
@@ -44,6 +48,7 @@ def quantize(
     seed: int = 0,
     device: str | torch.device = "cpu",
     mask_token_id: int | None = None,
+    attention_block: int | None = None,
     track: Track = silent,
 ) -> RunRecord:
     """Quantize a model and write the packed checkpoint.
@@ -57,6 +62,8 @@ def quantize(
         seed: Seed of the choice of windows and of the masks.
         device: Where to compute; one block is there at a time.
         mask_token_id: The mask token, where the model's folder does not say.
+        attention_block: Length of block-causal attention, 0 for full attention, where neither the
+            folder nor the family says it right.
         track: Watches the progress.
 
     Returns:
@@ -73,10 +80,11 @@ def quantize(
     text = None if calibration is None else Path(calibration)
     began = time.monotonic()
     job = Job.prepare(
-        model, chosen, out, text=text, seed=seed, device=device, mask_token_id=mask_token_id
-    )
+        model, chosen, out, text=text, seed=seed, device=device, mask_token_id=mask_token_id,
+        attention_block=attention_block,
+    )  # fmt: skip
     peak = PeakMemory(job.device.type)
-    total = job.source.config.blocks * sum(len(stage) for stage in STAGES)
+    total = len(job.source.layers)
     with CheckpointWriter(out) as writer:
         layers = list(track(quantize_blocks(job, writer), f"quantizing by {chosen.name}", total))
         for name in job.source.outside_blocks():
@@ -106,33 +114,36 @@ def quantize(
             peak_device_memory=peak.device,
             device=str(job.device),
             versions={name: version(name) for name in ("quant-dllm", "torch", "safetensors")},
+            fingerprint=job.packed.digest(),
             layers=layers,
         )
-        writer.publish(_config(job, layers), record.to_dict())
+        config, shim = with_shim(_config(job, layers))
+        writer.add_file(SHIM, shim)
+        writer.publish(config, record.to_dict())
     return record
 
 
 @torch.no_grad()
 def quantize_blocks(job: Job, writer: CheckpointWriter) -> Iterator[LayerRecord]:
     """Quantize block after block; what went wrong in one flows into the next with the stream."""
-    stream = _embed(job)
+    network = job.source.empty()
+    stream = _embed(job, network)
     full = stream.copy() if stream and Needs.DRIFT in job.needs else None
-    for index in range(job.source.config.blocks):
-        block, weights = _read_block(job, index)
-        capture = stream and Capture(block, stream, full, job.needs, job.calibration.damping)
+    for index, empty in enumerate(network.blocks):
+        block, weights = _read_block(job, index, empty)
+        capture = Capture(block, stream, full, job.needs, job.calibration.damping)
         packed: dict[str, QuantizedWeight] = {}
         for stage in STAGE_ORDERS[job.calibration.order]:
-            stats = capture.statistics(stage) if capture else NO_STATISTICS
-            stats = _scale_inputs(job, block, stage, stats, weights, packed)
-            for name in STAGES[stage]:
-                began = time.monotonic()
-                packed[name] = _quantize_layer(job, weights[name], stats)
-                seconds = time.monotonic() - began
-                block.get_submodule(name).weight.data = packed[name].dequantize().to(job.dtype)
-                upstream = job.source.upstream(f"blocks.{index}.{name}")
-                yield _layer_record(upstream, weights.pop(name), packed[name], stats, seconds)
-        if capture:
-            capture.advance()
+            for group, stats in capture.statistics(stage):
+                stats = _scale_inputs(job, block, group, stats, weights, packed)
+                for name in group.layers:
+                    began = time.monotonic()
+                    packed[name] = _quantize_layer(job, weights[name], stats)
+                    seconds = time.monotonic() - began
+                    block.get_submodule(name).weight.data = packed[name].dequantize().to(job.dtype)
+                    upstream = job.source.upstream(f"blocks.{index}.{name}")
+                    yield _layer_record(upstream, weights.pop(name), packed[name], stats, seconds)
+        capture.advance()
         _write_block(job, index, block, packed, writer)
 
 
@@ -144,57 +155,66 @@ def _quantize_layer(job: Job, weight: Tensor, stats: LayerStatistics) -> Quantiz
 
 def _scale_inputs(
     job: Job,
-    block: Block,
-    stage: int,
+    block: NetworkBlock,
+    group: Group,
     stats: LayerStatistics,
     weights: dict[str, Tensor],
     packed: dict[str, QuantizedWeight],
 ) -> LayerStatistics:
     """Move part of the weights' scale into what produces the inputs, if the method wants it."""
-    if not isinstance(job.quantizer, ScalesInputs) or not can_fold(block, stage):
+    if not isinstance(job.quantizer, ScalesInputs) or not can_fold(block, group):
         return stats
-    shared = [weights[name] for name in STAGES[stage]]
+    shared = [weights[name] for name in group.layers]
     s = job.quantizer.input_scale(shared, stats, job.precision.bits, job.precision.block_size)
-    for name in STAGES[stage]:
+    for name in group.layers:
         weights[name] = weights[name] * s
-    fold(block, stage, s, packed)
+    fold(block, group, s, packed)
     return stats.scaled(1 / s)
 
 
-def _embed(job: Job) -> Stream | None:
+def _embed(job: Job, network: Network) -> Stream | None:
     """Turn what the model is shown into the stream that enters the first block."""
     if job.windows is None:
         return None
-    embedding = job.source.tensor("embed.weight").to(job.device, job.dtype)
-    views = job.views()
+    views, sight = network.look(*(ids.to(job.device) for ids in job.views()))
+    embed = copy.deepcopy(network.embed).eval()
+    for name in embed.state_dict():
+        place(embed, name, job.source.tensor(f"embed.{name}"), job.device, job.dtype)
+    place_buffers(embed, job.device)
     batches = views.split(max(1, BATCH_TOKENS // views.shape[1]))
-    states = [embedding[ids.to(job.device)] for ids in batches]
-    return Stream(states, Rotary.of(job.source.config, views.shape[1], job.device))
+    return Stream([embed(ids.to(job.device)) for ids in batches], sight)
 
 
-def _read_block(job: Job, index: int) -> tuple[Block, dict[str, Float[Tensor, "out in"]]]:
+def _read_block(
+    job: Job, index: int, empty: nn.Module
+) -> tuple[NetworkBlock, dict[str, Float[Tensor, "out in"]]]:
     """Read one block onto the device, and its linear weights in float32 besides."""
-    with torch.device("meta"):
-        block = Block(job.source.config)
-    linears = {f"{name}.weight": name for stage in STAGES for name in stage}
+    block: NetworkBlock = copy.deepcopy(empty)  # type: ignore[assignment]
+    linears = {f"{n}.weight": n for stage in block.stages for group in stage for n in group.layers}
     weights = {}
     for name in dict(block.named_parameters()):
         tensor = job.read(f"blocks.{index}.{name}").to(job.device)
-        slot, _, leaf = name.rpartition(".")
-        here = nn.Parameter(tensor.to(job.dtype), requires_grad=False)
-        setattr(block.get_submodule(slot), leaf, here)
+        place(block, name, tensor, job.device, job.dtype)
         if name in linears:
             weights[linears[name]] = tensor.float()
-    return block, weights
+    place_buffers(block, job.device)
+    return block.eval(), weights
 
 
 def _write_block(
-    job: Job, index: int, block: Block, packed: dict[str, QuantizedWeight], writer: CheckpointWriter
+    job: Job,
+    index: int,
+    block: nn.Module,
+    packed: dict[str, QuantizedWeight],
+    writer: CheckpointWriter,
 ) -> None:
     """Hand the packed layers to the writer, and what else the block holds in the model's dtype."""
     for name, weight in packed.items():
         upstream = job.source.upstream(f"blocks.{index}.{name}")
-        writer.add({f"{upstream}.{key}": t for key, t in weight.tensors().items()})
+        tensors = {f"{upstream}.{key}": t for key, t in weight.tensors().items()}
+        for key, tensor in tensors.items():
+            job.packed.add(key, tensor)
+        writer.add(tensors)
     for name, parameter in block.named_parameters():
         if name.removesuffix(".weight") not in packed:
             upstream = job.source.family.upstream(f"blocks.{index}.{name}")
@@ -216,6 +236,7 @@ def _layer_record(
         error=output_error(weight, packed.dequantize(), stats) if stats.tokens else None,
         tokens=stats.tokens,
         seconds=round(seconds, 3),
+        chosen=stats.chosen,
         layout={"kind": packed.kind} | packed.layout(),
     )
     logger.debug("%s", record.line())
@@ -227,7 +248,10 @@ def _config(job: Job, layers: list[LayerRecord]) -> dict[str, Any]:
     quantization = {
         "quant_method": METHOD,
         "format_version": FORMAT_VERSION,
+        "fingerprint": job.packed.digest(),
         "layers": {layer.name: layer.layout for layer in layers},
     }
-    mask = {"mask_token_id": job.mask_token_id}
-    return job.source.folder.config | mask | {"quantization_config": quantization}
+    config = job.source.folder.config | {"mask_token_id": job.mask_token_id}
+    if job.source.config.attention_block != job.source.family.config(config).attention_block:
+        config["attention_block"] = job.source.config.attention_block or 0
+    return config | {"quantization_config": quantization}

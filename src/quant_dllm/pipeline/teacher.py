@@ -1,10 +1,12 @@
 """The 16-bit model as a teacher: one block in memory at a time, its likeliest tokens kept."""
 
+import copy
+
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from quant_dllm.models.backbone import Backbone, Block
+from quant_dllm.models.load import place, place_buffers
 from quant_dllm.models.source import Source
 from quant_dllm.tuning.objective import TopLogits
 
@@ -26,34 +28,39 @@ class Teacher:
         self,
         canvases: list[Int[Tensor, "batch length"]],
         hidden: list[Bool[Tensor, "batch length"]],
+        texts: list[Int[Tensor, "batch length"]],
     ) -> list[TopLogits]:
-        """Return what the model says of the hidden positions of each batch, row after row."""
-        outside = self.source.empty()
-        self._fill(outside, [n for n in outside.state_dict() if not n.startswith("blocks.")])
-        states = [outside.embed(canvas.to(self.device)) for canvas in canvases]
-        rotary = outside.rotary(canvases[0].shape[1], self.device)
-        for index in range(self.source.config.blocks):
-            block = self._block(index)
+        """Return what the model says of the hidden positions of each batch, row after row.
+
+        Args:
+            canvases: Masked texts, all of one length.
+            hidden: What is hidden in them.
+            texts: What they hide.
+        """
+        network = self.source.empty()
+        for name in self.source.outside_blocks():
+            self._place(network, name, name)
+        place_buffers(network, self.device)
+        looks = [
+            network.look(canvas.to(self.device), text.to(self.device))
+            for canvas, text in zip(canvases, texts, strict=True)
+        ]
+        states = [network.embed(ids) for ids, _ in looks]
+        for index, empty in enumerate(network.blocks):
+            block = self._block(index, empty)
             for i, x in enumerate(states):
-                states[i] = block(x, rotary)
-        rows = [self._rows(where) for where in hidden]
+                states[i] = block(x, looks[i][1])
         return [
-            TopLogits.of(outside.project(x[batch, row]), self.top)
-            for x, (batch, row) in zip(states, rows, strict=True)
+            TopLogits.of(network.project(x[self.source.rows(where)]), self.top)
+            for x, where in zip(states, hidden, strict=True)
         ]
 
-    def _rows(self, where: Bool[Tensor, "batch length"]) -> tuple[Tensor, Tensor]:
-        batch, position = where.nonzero(as_tuple=True)
-        return batch, self.source.family.row(position)
-
-    def _block(self, index: int) -> Block:
-        with torch.device("meta"):
-            block = Block(self.source.config)
-        self._fill(block, list(block.state_dict()), prefix=f"blocks.{index}.")
+    def _block(self, index: int, empty: nn.Module) -> nn.Module:
+        block = copy.deepcopy(empty).eval()
+        for name in block.state_dict():
+            self._place(block, name, f"blocks.{index}.{name}")
+        place_buffers(block, self.device)
         return block
 
-    def _fill(self, module: Backbone | Block, names: list[str], prefix: str = "") -> None:
-        for name in names:
-            slot, _, leaf = name.rpartition(".")
-            tensor = self.source.tensor(prefix + name).to(self.device, self.dtype)
-            setattr(module.get_submodule(slot), leaf, nn.Parameter(tensor, requires_grad=False))
+    def _place(self, module: nn.Module, name: str, full: str) -> None:
+        place(module, name, self.source.tensor(full), self.device, self.dtype)

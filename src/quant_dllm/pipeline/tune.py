@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from quant_dllm.distributed import mean_over_ranks, rank, world
-from quant_dllm.models.backbone import RMSNorm
 from quant_dllm.models.model import DiffusionLM
+from quant_dllm.models.norm import RMSNorm
 from quant_dllm.pipeline.teacher import Teacher
 from quant_dllm.tuning.end_to_end import EndToEnd
 from quant_dllm.tuning.objective import TopLogits, divergence, mean_by_sequence
@@ -23,10 +24,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Batch:
-    """Canvases, what is hidden in them, and what the 16-bit model says of that."""
+    """Canvases, what is hidden in them, the text, and what the 16-bit model says of it."""
 
     canvas: Int[Tensor, "batch length"]
     hidden: Bool[Tensor, "batch length"]
+    text: Int[Tensor, "batch length"]
     target: TopLogits
 
 
@@ -86,8 +88,9 @@ class EndToEndTuning:
         return sum(losses) / sum(len(batch.canvas) for batch in self.validation)
 
     def _loss(self, batch: Batch) -> Tensor:
+        device = self.model.device
         logits = self.model.logits_at(
-            batch.canvas.to(self.model.device), batch.hidden.to(self.model.device)
+            batch.canvas.to(device), batch.hidden.to(device), batch.text.to(device)
         )
         sequence = batch.hidden.nonzero()[:, 0].to(logits.device)
         return mean_by_sequence(divergence(logits, batch.target), sequence, len(batch.canvas))
@@ -108,7 +111,7 @@ class EndToEndTuning:
         self.curve.append(now)
         logger.debug("tuning step=%d validation=%.5f", self.step, now)
 
-    def _draw(self, steps: range) -> list[tuple[Tensor, Tensor]]:
+    def _draw(self, steps: range) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Draw this process's share of the windows of some steps, and hide tokens in them."""
         found = []
         for step in steps:
@@ -118,26 +121,24 @@ class EndToEndTuning:
             found += self._mask([self.windows[at]], step)
         return found
 
-    def _mask(self, parts, step: int) -> list[tuple[Tensor, Tensor]]:
+    def _mask(self, parts, step: int) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Hide l of L tokens in each window, l stratified over the windows of a part."""
         found = []
         for i, windows in enumerate(parts):
-            dice = torch.Generator().manual_seed(
-                (self.seed << 40) + ((step + 1) << 20) + (i << 8) + rank()
-            )
+            own = f"{self.seed} {step} {i} {rank()}"  # 32 bits are all that a generator looks at
+            dice = torch.Generator().manual_seed(zlib.crc32(own.encode()))
             batch, length = windows.shape
             shift = torch.rand((), generator=dice)
             count = ((shift + torch.arange(batch) / batch) % 1.0 * length).floor() + 1
             order = torch.rand(batch, length, generator=dice).argsort(1).argsort(1)
             hidden = order < count[:, None]
-            found.append((torch.where(hidden, self.model.mask_token_id, windows), hidden))
+            found.append((torch.where(hidden, self.model.mask_token_id, windows), hidden, windows))
         return found
 
-    def _ask(self, masked: list[tuple[Tensor, Tensor]]) -> list[Batch]:
+    def _ask(self, masked: list[tuple[Tensor, Tensor, Tensor]]) -> list[Batch]:
         """Have the 16-bit model say what it thinks of each batch."""
-        canvases, hidden = [c for c, _ in masked], [h for _, h in masked]
-        targets = self.teacher.targets(canvases, hidden)
-        return [Batch(*parts) for parts in zip(canvases, hidden, targets, strict=True)]
+        targets = self.teacher.targets(*(list(part) for part in zip(*masked, strict=True)))
+        return [Batch(*parts, target) for parts, target in zip(masked, targets, strict=True)]
 
     def _values(self) -> list[Tensor]:
         return [parameter.detach() for parameter in self.learned]

@@ -38,6 +38,8 @@ class LayerStatistics:
         damping: Fraction of the mean diagonal added to the diagonal when H is inverted.
         drift: ``Σ (x̃ − x) xᵀ``, x̃ the input in the full-precision model; only if asked for.
         samples: Inputs of some tokens, evenly spaced over all; only if asked for.
+        chosen: Tokens that chose this expert, where they were so few that all tokens were taken
+            instead; else ``None``.
     """
 
     moment: Float[Tensor, "in in"]
@@ -46,6 +48,7 @@ class LayerStatistics:
     damping: float = 0.01
     drift: Float[Tensor, "in in"] | None = None
     samples: Float[Tensor, "samples in"] | None = None
+    chosen: int | None = None
 
     @classmethod
     def gather(
@@ -63,7 +66,7 @@ class LayerStatistics:
             needs: What to gather beside moments.
             full: The inputs of the same tokens in the full-precision model, where drift is asked.
         """
-        account, twins = _Account(), iter(full)
+        account, twins = Account(), iter(full)
         for x in batches:
             account.add(x, next(twins) if Needs.DRIFT in needs else None, Needs.SAMPLES in needs)
         assert account.tokens, "a layer that saw nothing has no statistics"
@@ -96,8 +99,8 @@ NO_STATISTICS = LayerStatistics(torch.empty(0, 0), torch.empty(0), 0)
 
 
 @dataclass
-class _Account:
-    """Sums under way."""
+class Account:
+    """Sums under way, over the inputs that one group of layers has seen so far."""
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     kept: list[Tensor] = field(default_factory=list)
@@ -123,7 +126,10 @@ class _Account:
         if self.kept:
             stride = max(1, self.tokens // KEPT_SAMPLES)
             samples = torch.cat(self.kept)[::stride].float()
-        return LayerStatistics(tokens=self.tokens, damping=damping, samples=samples, **self.sums)
+        return LayerStatistics(
+            self.sums["moment"], self.sums["magnitude"], self.tokens, damping,
+            self.sums.get("drift"), samples,
+        )  # fmt: skip
 
 
 def output_error(

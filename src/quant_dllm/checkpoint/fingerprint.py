@@ -1,0 +1,25 @@
+"""One short number for many tensors: equal numbers, equal weights."""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+
+class Fingerprint:
+    """Hashes named tensors as they come, in any order."""
+
+    def __init__(self) -> None:
+        self._hashes: dict[str, str] = {}
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Take a tensor: its name, type, shape and bytes count."""
+        stored = tensor.detach().cpu().contiguous()
+        digest = hashlib.sha256(f"{name} {stored.dtype} {list(stored.shape)}".encode())
+        digest.update(stored.flatten().view(torch.uint8).numpy().data)
+        self._hashes[name] = digest.hexdigest()
+
+    def digest(self) -> str:
+        """Return the fingerprint of all tensors so far: 16 hexadecimal digits."""
+        lines = "\n".join(f"{name} {self._hashes[name]}" for name in sorted(self._hashes))
+        return hashlib.sha256(lines.encode()).hexdigest()[:16]

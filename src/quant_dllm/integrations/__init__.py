@@ -1,0 +1,1 @@
+"""Where other libraries meet this one; nothing here is imported before they are."""
