@@ -92,7 +92,7 @@ class Comparison:
             code=hash_code(),
             weights=[hash_file(shard) for shard in source.folder.shards],
             config=source.folder.config,
-            recipe=recipe and {part: recipe.to_dict()[part] for part in PARTS},
+            recipe=recipe and [recipe.name, {part: recipe.to_dict()[part] for part in PARTS}],
             seed=seed,
             calibration=calibration and hash_file(calibration),
             text=text and hash_file(text),

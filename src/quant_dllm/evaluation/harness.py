@@ -6,7 +6,7 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lm_eval.api.instance import Instance  # pyright: ignore[reportMissingImports]
 from lm_eval.api.model import LM  # pyright: ignore[reportMissingImports]
@@ -108,7 +108,10 @@ class QuantDLLM(LM):
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Estimate the log-likelihood of each continuation, nats."""
         self._warn_of_instruct()
-        answers = [self._answer(*request.args, request.task_name or "") for request in requests]
+        answers = []
+        for request in requests:
+            context, continuation = cast("tuple[str, str]", request.args)
+            answers.append(self._answer(context, continuation, request.task_name or ""))
         found = self._score(answers)
         greedy = [self.check_greedy and self._is_greedy(answer) for answer in answers]
         return list(zip(found, greedy, strict=True))

@@ -185,12 +185,13 @@ class TaskEvaluation:
         )
 
     def _score(self, model: Any, task: Task, weights: str) -> Run:
-        from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports]
+        import lm_eval  # pyright: ignore[reportMissingImports]
 
+        evaluate: Any = lm_eval.simple_evaluate  # its decorator hides its arguments
         before, began = model.calls, time.monotonic()
         model.length = self.settings.get("length") or task.length
         try:
-            found = simple_evaluate(
+            found = evaluate(
                 model=model, tasks=[task.name], num_fewshot=task.shots, limit=self.limit,
                 task_manager=self._definitions,
                 bootstrap_iters=self.bootstrap, log_samples=False,

@@ -1,5 +1,6 @@
 # pyright: reportMissingImports=false, reportIndexIssue=false, reportOperatorIssue=false
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false
 """What runs on the GPU; imported only where Triton is.
 
 Symbols, all of them sizes or indices of a tile:
