@@ -93,6 +93,15 @@ class QuantLinear(nn.Module):
             for name in self.kind.names:
                 self._parameters[name] = None
 
+    def unpacked(self, dtype: torch.dtype) -> nn.Linear:
+        """Return a plain layer of the dequantized weight: exact products, at 16 or 32 bits."""
+        weight = self.weight
+        with torch.device("meta"):
+            made = nn.Linear(weight.in_features, weight.out_features, bias=self.bias is not None)
+        made.weight = nn.Parameter(weight.dequantize().to(dtype), requires_grad=False)
+        made.register_parameter("bias", self.bias)
+        return made
+
     def settle(self) -> None:
         """Give up a kernel's layout for the tensors."""
         if self.prepared is None:

@@ -3,10 +3,14 @@
 import json
 
 import pytest
+import torch
 
 from quant_dllm.cli.main import main
 from quant_dllm.evaluation.compare import Comparison, read_records
 from quant_dllm.evaluation.identity import hash_code, identify
+from quant_dllm.evaluation.remembering import Remembering
+from quant_dllm.models.load import load
+from quant_dllm.pipeline.quantize import quantize
 from quant_dllm.recipe import Choice, Recipe
 from quant_dllm.record import BASE
 from quant_dllm.report.pareto import lower_edge
@@ -124,3 +128,26 @@ def test_a_recipe_may_be_a_value(small_model):
         model=str(small_model), recipes=[recipe], seeds=[0], sequences=2, length=16, draws=1
     )
     assert [record.name for record in comparison.run({})] == [BASE, "mine"]
+
+
+def test_a_remembered_model_says_the_same_again_without_running(small_model):
+    model = load(small_model)
+    remembering = Remembering(model)
+    ids = torch.arange(24).view(2, 12)
+    where = torch.zeros_like(ids, dtype=torch.bool)
+    where[:, 3::2] = True
+    canvas = torch.where(where, model.mask_token_id, ids)
+    first = remembering.logits_at(canvas, where, ids)
+    assert torch.equal(first, model.logits_at(canvas, where, ids))
+    model.backbone.hidden = None  # whoever runs it now fails
+    assert torch.equal(remembering.logits_at(canvas.clone(), where, ids), first)
+    with pytest.raises(TypeError):
+        remembering.logits_at(canvas, where, ids + 1)
+
+
+def test_an_unpacked_model_multiplies_by_the_same_weights(small_model, tmp_path):
+    quantize(small_model, tmp_path / "out", "rtn-2bit", settings={"precision.block_size": 16})
+    packed, plain = load(tmp_path / "out"), load(tmp_path / "out").unpack()
+    assert packed.packed() and not plain.packed()
+    ids = torch.arange(24).view(2, 12)
+    assert torch.allclose(packed(ids).logits, plain(ids).logits, atol=1e-5)

@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -114,9 +114,10 @@ class Comparison:
                 attention_block=self.attention_block, track=self.track,
             )  # fmt: skip
             model = load(out, device=self.device, mask_token_id=self.mask_token_id)
-            found = self._yardstick.measure(model)
             scaled = isinstance(recipe.build()[-1], ScalesInputs)
             errors = {} if scaled else self._layers.measure(model)
+            bits = model.bits()
+            found = replace(self._yardstick.measure(model.unpack()), bits=bits)
             return self._to_record(recipe, seed, found, made, errors, Folder(out).total_bytes)
 
     def _to_record(

@@ -16,6 +16,7 @@ from quant_dllm.errors import ModelError, RequestError, TextError
 from quant_dllm.evaluation.divergence import divergence
 from quant_dllm.evaluation.likelihood import mean_and_error, nelbo
 from quant_dllm.evaluation.masks import MASK_RATIOS, at_ratio, stratified
+from quant_dllm.evaluation.remembering import Remembering
 from quant_dllm.models.bundled import bundled_text
 from quant_dllm.models.load import load
 from quant_dllm.models.model import DiffusionLM
@@ -110,6 +111,11 @@ class Yardstick:
         assert self.base is not None
         return self._bound(self.base)
 
+    @cached_property
+    def _remembering(self) -> Remembering:
+        assert self.base is not None
+        return Remembering(self.base)
+
     def _bound(self, model: DiffusionLM) -> Float[Tensor, " n"]:
         n, length = self.windows.shape
         block = model.source.config.attention_block
@@ -128,7 +134,7 @@ class Yardstick:
             n, length = self.windows.shape
             block = model.source.config.attention_block
             hidden = at_ratio(n, length, ratio, self.seed + 1 + i, block)
-            kl, same = divergence(model, base, self.windows, hidden, self.track)
+            kl, same = divergence(model, self._remembering, self.windows, hidden, self.track)
             kls.append(kl)
             sames.append(same)
         excess, excess_error = mean_and_error(bound - self._base_bound)

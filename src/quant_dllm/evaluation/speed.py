@@ -169,7 +169,7 @@ def loaded_pair(
         )
     if any(isinstance(layer, QuantLinear) for layer in loaded.modules()):
         return {
-            "dense": _with_layers(loaded, lambda m: _dense_layer(m, dtype), QuantLinear),
+            "dense": _with_layers(loaded, lambda m: m.unpacked(dtype), QuantLinear),
             "packed": loaded,
         }
     return {"dense": loaded, "packed": _with_layers(loaded, lambda m: _random_layer(m, order))}
@@ -196,15 +196,6 @@ def _random_layer(layer: nn.Linear, order: int) -> QuantLinear:
     packed = QuantLinear.of(weight, bias).to(layer.weight.device)
     packed.prepare(layer.weight[:0])
     return packed
-
-
-def _dense_layer(layer: QuantLinear, dtype: torch.dtype) -> nn.Linear:
-    weight, bias = layer.weight, layer.bias
-    with torch.device("meta"):
-        made = nn.Linear(weight.in_features, weight.out_features, bias=bias is not None)
-    made.weight = nn.Parameter(weight.dequantize().to(dtype), requires_grad=False)
-    made.register_parameter("bias", bias)
-    return made
 
 
 def _noise(like: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:

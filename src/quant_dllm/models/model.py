@@ -97,13 +97,32 @@ class DiffusionLM(nn.Module):
             text: What the canvas hides: a block-causal model is shown it in the blocks before
                 each block, which are finished when that block's turn comes.
         """
+        return self.backbone.project(self.states_at(input_ids, where, text))
+
+    def states_at(
+        self,
+        input_ids: Int[Tensor, "batch length"],
+        where: Bool[Tensor, "batch length"],
+        text: Int[Tensor, "batch length"],
+    ) -> Float[Tensor, "some width"]:
+        """Return what the head makes `logits_at` of."""
         ids, sight = self.backbone.look(input_ids, text)
-        rows = self.source.rows(where)
-        return self.backbone.project(self.backbone.hidden(ids, sight)[rows])
+        return self.backbone.hidden(ids, sight)[self.source.rows(where)]
 
     def packed(self) -> list[QuantLinear]:
         """List the packed layers; none in a 16-bit model."""
         return [module for module in self.modules() if isinstance(module, QuantLinear)]
+
+    def unpack(self) -> "DiffusionLM":
+        """Put plain layers of the same weights in place of the packed ones; return the model.
+
+        A kernel rounds the activations, so that what it computes is not only the quantizer's doing.
+        """
+        dtype = next(p for p in self.parameters() if p.dtype != torch.uint8).dtype
+        for name, module in list(self.named_modules()):
+            if isinstance(module, QuantLinear):
+                self.set_submodule(name, module.unpacked(dtype))
+        return self
 
     def bits(self) -> Bits:
         """Count bits a weight: codes, all that packed layers store, and the weight files."""
