@@ -3,43 +3,21 @@
 import copy
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from itertools import islice, repeat
-from typing import Any
+from dataclasses import replace
+from itertools import repeat
 
 import torch
 from torch import Tensor
 
 from quant_dllm.models.network import NetworkBlock
 from quant_dllm.models.stage import Group
+from quant_dllm.pipeline.stream import Runs, Stream
 from quant_dllm.statistics.layer import NO_STATISTICS, Account, LayerStatistics, Needs
 
 logger = logging.getLogger(__name__)
 
 ACCOUNT_BYTES = 4 << 30  # second moments that are gathered in one pass over the stream
 FEW = 8  # an expert is calibrated on its own tokens if they are an eighth of its input channels
-
-
-@dataclass
-class Stream:
-    """What flows through the network while it is calibrated.
-
-    Attributes:
-        states: Batches [sequences, length, width] in front of the current block.
-        sight: What blocks want beside them, see `Network.sight`.
-    """
-
-    states: list[Tensor]
-    sight: Any
-
-    def advance(self, block: NetworkBlock) -> None:
-        """Replace the states in front of a block by those behind it, batch by batch."""
-        for i, x in enumerate(self.states):
-            self.states[i] = block(x, self.sight)
-
-    def copy(self) -> "Stream":
-        """Return a stream that may flow through another block."""
-        return Stream(list(self.states), self.sight)
 
 
 class Capture:
@@ -67,6 +45,8 @@ class Capture:
         self.block, self.stream, self.full = block, stream, full
         self.needs, self.damping = needs, damping
         self.original = copy.deepcopy(block) if full else block
+        self.runs = Runs(block, stream) if stream else None
+        self.twins = Runs(self.original, full) if full else None
 
     @torch.no_grad()
     def statistics(self, stage: int) -> Iterator[tuple[Group, LayerStatistics]]:
@@ -95,9 +75,14 @@ class Capture:
     @torch.no_grad()
     def advance(self) -> None:
         """Move the streams behind the block."""
-        for stream, block in ((self.stream, self.block), (self.full, self.original)):
-            if stream:
-                stream.advance(block)
+        for runs in (self.runs, self.twins):
+            if runs:
+                runs.advance()
+
+    def forget(self) -> None:
+        """Tell that what feeds a stage was changed after the stage was gathered."""
+        if self.runs:
+            self.runs.forget()
 
     def _at_once(self, groups: tuple[Group, ...]) -> int:
         """Say how many groups' accounts fit into `ACCOUNT_BYTES`."""
@@ -111,6 +96,7 @@ class Capture:
     ) -> list[LayerStatistics]:
         """Account for what some groups of a stage receive, in one pass over the stream."""
         routed = any(self.block.stages[stage][i].routed for i in some)
+        assert self.runs is not None, "there is a stream"
         accounts = [Account() for _ in some]
         for batch, x in enumerate(stream.states):
             routes = None
@@ -118,13 +104,12 @@ class Capture:
                 routes = self.block.routes(x, stream.sight)
                 routes = torch.ones_like(routes) if everyone and routes is not None else routes
 
-            def inputs(block: NetworkBlock, x: Tensor, routes=routes) -> Iterator[Tensor]:
-                stages = block.stage_inputs(x, stream.sight, routes)
-                received = next(islice(stages, stage, None))
+            def inputs(runs: Runs, batch=batch, routes=routes) -> Iterator[Tensor]:
+                received = runs.receive(batch, stage, routes)
                 return (y for i, y in enumerate(received) if i in some)
 
-            twins = inputs(self.original, self.full.states[batch]) if self.full else repeat(None)
-            for account, y, twin in zip(accounts, inputs(self.block, x), twins, strict=False):
+            twins = inputs(self.twins) if self.twins else repeat(None)
+            for account, y, twin in zip(accounts, inputs(self.runs), twins, strict=False):
                 account.add(y, twin, Needs.SAMPLES in self.needs)
         return [account.close(self.damping) for account in accounts]
 

@@ -21,9 +21,10 @@ from quant_dllm.memory import PeakMemory
 from quant_dllm.models.load import place, place_buffers
 from quant_dllm.models.network import Network, NetworkBlock
 from quant_dllm.models.stage import STAGE_ORDERS, Group
-from quant_dllm.pipeline.capture import Capture, Stream
+from quant_dllm.pipeline.capture import Capture
 from quant_dllm.pipeline.fold import can_fold, fold
 from quant_dllm.pipeline.job import Job
+from quant_dllm.pipeline.stream import Stream
 from quant_dllm.quantizers.base import ScalesInputs
 from quant_dllm.recipe import DEFAULT, Recipe
 from quant_dllm.record import Bits, LayerRecord, RunRecord
@@ -135,7 +136,10 @@ def quantize_blocks(job: Job, writer: CheckpointWriter) -> Iterator[LayerRecord]
         packed: dict[str, QuantizedWeight] = {}
         for stage in STAGE_ORDERS[job.calibration.order]:
             for group, stats in capture.statistics(stage):
+                seen = stats
                 stats = _scale_inputs(job, block, group, stats, weights, packed)
+                if stats is not seen:
+                    capture.forget()
                 for name in group.layers:
                     began = time.monotonic()
                     packed[name] = _quantize_layer(job, weights[name], stats)
