@@ -3,6 +3,8 @@
 import copy
 import logging
 import math
+import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -25,6 +27,7 @@ from quant_dllm.pipeline.capture import Capture
 from quant_dllm.pipeline.fold import can_fold, fold
 from quant_dllm.pipeline.job import Job
 from quant_dllm.pipeline.stream import Stream
+from quant_dllm.pipeline.tuned import tune
 from quant_dllm.quantizers.base import ScalesInputs
 from quant_dllm.recipe import DEFAULT, Recipe
 from quant_dllm.record import Bits, LayerRecord, RunRecord
@@ -84,7 +87,25 @@ def quantize(
         model, chosen, out, text=text, seed=seed, device=device, mask_token_id=mask_token_id,
         attention_block=attention_block,
     )  # fmt: skip
-    peak = PeakMemory(job.device.type)
+    if job.tuning is None:
+        return round_model(out, job, began, track)
+    rounded = out.absolute().parent / f".{out.name}.rounded-{os.getpid()}"
+    try:
+        return tune(job, rounded, out, round_model(rounded, job, began, track), track)
+    finally:
+        shutil.rmtree(rounded, ignore_errors=True)
+
+
+def round_model(out: Path, job: Job, began: float, track: Track) -> RunRecord:
+    """Round block after block and write a checkpoint.
+
+    Args:
+        out: Folder to make.
+        job: What to do.
+        began: When the run began, on the monotonic clock.
+        track: Watches the progress.
+    """
+    peak, chosen = PeakMemory(job.device.type), job.recipe
     total = len(job.source.layers)
     with CheckpointWriter(out) as writer:
         layers = list(track(quantize_blocks(job, writer), f"quantizing by {chosen.name}", total))
@@ -97,8 +118,8 @@ def quantize(
         record = RunRecord(
             format_version=FORMAT_VERSION,
             recipe=chosen.to_dict(),
-            seed=seed,
-            base_model=str(model),
+            seed=job.seed,
+            base_model=job.source.name,
             base_fingerprint=job.digest(),
             family=job.source.family.name,
             mask_token_id=job.mask_token_id,
