@@ -237,6 +237,7 @@ AutoModel.from_pretrained(sys.argv[1])
     assert subprocess.run([sys.executable, "-c", code, str(packed[1])]).returncode == 0
     assert transformers.__version__
 
+
 @pytest.mark.parametrize(
     "first", ["modeling_layers", "modeling_utils", "models.auto", "models.modernbert", "pipelines"]
 )
