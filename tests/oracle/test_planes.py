@@ -5,7 +5,15 @@ from itertools import pairwise, product
 import pytest
 import torch
 
-from quant_dllm.rounding.planes import Fit, fit_greedy, fit_joint, loss, nearest_signs, start
+from quant_dllm.rounding.planes import (
+    ColumnRounding,
+    Fit,
+    fit_greedy,
+    fit_joint,
+    loss,
+    nearest_signs,
+    start,
+)
 
 
 def random_fit(order, out=7, width=11, seed=0):
@@ -117,3 +125,17 @@ def test_dead_rows_and_columns_stay_finite():
         fit = fit_joint(w, None, order, 15, 0.0).halve()
         assert torch.isfinite(fit.values()).all()
         assert fit.values()[2].abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_columns_rounded_one_by_one_are_those_rounded_at_once(order):
+    dice = torch.Generator().manual_seed(order)
+    rows, columns = torch.randn(order, 50, generator=dice), torch.randn(order, 16, generator=dice)
+    w = torch.randn(50, 16, generator=dice)
+    scales = rows[:, :, None] * columns[:, None, :]
+    rounding = ColumnRounding(rows, columns)
+    backwards = {j: rounding(j, w[:, j].contiguous()) for j in reversed(range(16))}
+    signs = nearest_signs(w, scales)
+    assert torch.equal(rounding.signs(), signs)
+    values = torch.stack([backwards[j] for j in range(16)], dim=1)
+    assert torch.allclose(values, (signs * scales).sum(0), atol=1e-6)

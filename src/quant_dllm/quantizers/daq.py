@@ -9,12 +9,11 @@ Reference: Quant-dLLM, arXiv:2510.03274, section on DAQ; `method.md` section 3 f
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from quant_dllm.errors import RecipeError
-from quant_dllm.rounding.planes import Fit, fit_greedy, fit_joint, nearest_signs
+from quant_dllm.rounding.planes import ColumnRounding, Fit, fit_greedy, fit_joint
 from quant_dllm.rounding.second_order import Matrix, refine
 from quant_dllm.rounding.sweep import Coded, block_error, column_by_column, diagonal_error, sweep
 from quant_dllm.statistics.hessian import damp
@@ -108,12 +107,6 @@ def signs_in_sweep(
 
     Reference: `method.md` section 3, third form of error feedback.
     """
-    signs = torch.empty_like(fit.signs)
-
-    def round_column(j: int, w: Tensor) -> Tensor:
-        scales = fit.rows * fit.columns[:, j, None]
-        signs[:, :, j] = nearest = nearest_signs(w, scales)
-        return (nearest * scales).sum(dim=0)
-
-    _, error = column_by_column(block, factor, round_column)
-    return Coded(Planes(signs > 0, fit.rows, fit.columns), error)
+    rounding = ColumnRounding(fit.rows, fit.columns)
+    _, error = column_by_column(block, factor, rounding)
+    return Coded(Planes(rounding.signs() > 0, fit.rows, fit.columns), error)

@@ -100,6 +100,41 @@ def nearest_signs(
     return patterns[index].movedim(-1, 0)
 
 
+class ColumnRounding:
+    """Rounds a block column by column, the scales being fixed; it takes columns in any order.
+
+    With one or two planes a column is two or four elementwise steps, and the signs are read off in
+    the end: the larger term takes the sign of what is wanted, the other that of what is left.
+
+    Args:
+        rows, columns: Scales of the block, a and c.
+    """
+
+    def __init__(self, rows: Float[Tensor, "order out"], columns: Float[Tensor, "order block"]):
+        self.scales = columns[:, :, None] * rows[:, None, :]  # [order, block, out]
+        size = self.scales.abs().sort(dim=0, descending=True)
+        self.sizes, self.ranks = size.values, size.indices
+        self.terms = torch.empty_like(self.scales)
+
+    def __call__(self, j: int, wanted: Float[Tensor, " out"]) -> Float[Tensor, " out"]:
+        """Return what of column j is nearest to ``wanted``."""
+        if len(self.scales) > 2:
+            signs = nearest_signs(wanted, self.scales[:, j])
+            self.terms[:, j] = signs
+            return (signs * self.scales[:, j]).sum(0)
+        first = torch.copysign(self.sizes[0, j], wanted, out=self.terms[0, j])
+        if len(self.scales) == 1:
+            return first
+        return first + torch.copysign(self.sizes[1, j], wanted - first, out=self.terms[1, j])
+
+    def signs(self) -> Float[Tensor, "order out block"]:
+        """Return the signs of all columns, once each was rounded."""
+        if len(self.scales) > 2:
+            return self.terms.transpose(1, 2)
+        terms = torch.empty_like(self.terms).scatter_(0, self.ranks, self.terms)
+        return torch.where(terms.signbit() == self.scales.signbit(), 1.0, -1.0).transpose(1, 2)
+
+
 def start(w: Float[Tensor, "out block"], order: int) -> Fit:
     """Take plane after plane from the means of what is left."""
     rest, rows, columns, signs = w.clone(), [], [], []

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from quant_dllm.rounding.planes import TINY, nearest_signs
+from quant_dllm.rounding.planes import TINY, ColumnRounding
 from quant_dllm.weights.binary import Planes
 
 RIDGE = 1e-6  # of the mean diagonal: keeps the solves positive where two planes nearly coincide
@@ -147,14 +147,12 @@ def choose_signs(m: Matrix) -> None:
         pull = (rest @ m.hessian[:, here]).T.contiguous()  # (R H)_j, a row a column
         own = m.hessian[here, here]
         values = block.values().T.contiguous()
-        for j in range(here.stop - here.start):
-            scales = block.rows * block.columns[:, j, None]
-            wanted = values[j] + pull[j] / diagonal[here.start + j]
-            nearest = nearest_signs(wanted, scales)
-            moved = (nearest * scales).sum(0) - values[j]
-            block.signs[:, :, j] = nearest
-            pull.addr_(own[j], moved, alpha=-1)
-            values[j] += moved
+        rounding = ColumnRounding(block.rows, block.columns)
+        for j, d in enumerate(diagonal[here].tolist()):
+            now = rounding(j, values[j].add(pull[j], alpha=1 / d))
+            pull.addr_(own[j], now - values[j], alpha=-1)
+            values[j] = now
+        block.signs = rounding.signs()
         rest[:, here] = m.weight[:, here] - values.T
 
 
