@@ -28,6 +28,14 @@ class RequestError(QuantDLLMError, ValueError):
     """An argument of a call makes no sense for this model or this machine."""
 
 
+class Interrupted(QuantDLLMError):
+    """A run was asked to stop; what it has done so far is saved."""
+
+
+class PeerLost(QuantDLLMError):
+    """Another process of this run ended."""
+
+
 class UnknownNameError(RecipeError, KeyError):
     """A table was asked for a name that it does not hold."""
 

@@ -84,6 +84,10 @@ class Folder:
             homes |= dict.fromkeys(file.keys(), file)
         return homes
 
+    def close(self) -> None:
+        """Close the weight files: what was read of them no longer counts as resident memory."""
+        self.__dict__.pop("_homes", None)
+
     @property
     def tensor_names(self) -> set[str]:
         """Name every tensor in the weight files."""
