@@ -19,6 +19,7 @@ from quant_dllm.models.model import DiffusionLM
 from quant_dllm.models.network import Network
 from quant_dllm.models.source import Source, open_model
 from quant_dllm.weights.base import WEIGHTS, QuantizedWeight
+from quant_dllm.weights.fits import ORDERS, misfit
 
 logger = logging.getLogger(__name__)
 
@@ -131,15 +132,31 @@ def empty_layer(
         CheckpointError: The folder lacks a tensor.
     """
     layout = dict(layout)
-    kind = layout.pop("kind")
+    kind = layout.pop("kind", None)
+    if kind not in WEIGHTS.targets:
+        raise CheckpointError(
+            f"{folder.path} stores {upstream} as {kind!r}, which this quant-dllm does not read. "
+            "Upgrade with: pip install -U quant-dllm"
+        )
     names = {name: f"{upstream}.{name}" for name in WEIGHTS.get(kind).names}
     for name in names.values():
         if name not in folder.tensor_names:
             raise CheckpointError(
                 f"{folder.path} lacks {name}: the checkpoint is incomplete. Copy it again."
             )
+    shapes = {name: folder.shape(full) for name, full in names.items()}
+    blocks = names.get(ORDERS.get(kind, ""))
+    if blocks and len(shapes[ORDERS[kind]]) == 1:
+        wrong = misfit(kind, shapes, layout, folder.tensor(blocks).tolist())
+    else:
+        wrong = blocks and f"{ORDERS[kind]} of shape {list(shapes[ORDERS[kind]])}"
+    if wrong:
+        raise CheckpointError(
+            f"{upstream} of {folder.path} has {wrong}: its tensors do not belong together. "
+            "Copy the folder again."
+        )
     tensors = {
-        name: torch.empty(folder.shape(full), dtype=folder.dtype(full), device="meta")
+        name: torch.empty(shapes[name], dtype=folder.dtype(full), device="meta")
         for name, full in names.items()
     }
     with torch.device("meta"):

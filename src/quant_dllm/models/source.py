@@ -14,6 +14,7 @@ from quant_dllm.checkpoint.folder import METHOD, Folder
 from quant_dllm.errors import ModelError, hint
 from quant_dllm.models.config import BackboneConfig
 from quant_dllm.models.family import ModelFamily
+from quant_dllm.models.limits import check_numbers
 from quant_dllm.models.network import Network
 from quant_dllm.registry import Registry
 
@@ -194,6 +195,14 @@ def open_model(model: str | Path, attention_block: int | None = None) -> Source:
             f"{folder.path / 'config.json'} lacks {error}, which every {family.name} model has. "
             "Download it again."
         ) from None
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(
+            f"{folder.path / 'config.json'} has numbers that a {family.name} model cannot have "
+            f"({error}). Download it again."
+        ) from None
+    check_numbers(config, str(folder.path / "config.json"))
     if attention_block is not None:
         config = replace(config, attention_block=attention_block or None)
     return Source(str(model), folder, family, config)
