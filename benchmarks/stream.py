@@ -32,17 +32,18 @@ BLOCK = {
 }  # fmt: skip
 
 
-def config(layers: int) -> dict[str, Any]:
-    """Return LLaDA-8B's configuration with so many blocks."""
+def config(layers: int, shrink: int) -> dict[str, Any]:
+    """Return LLaDA-8B's configuration with so many blocks, all widths divided by ``shrink``."""
     return {
-        "architectures": ["LLaDAModelLM"], "model_type": "llada", "d_model": WIDTH,
-        "n_layers": layers, "n_heads": HEADS, "n_kv_heads": HEADS, "mlp_hidden_size": MLP,
-        "vocab_size": VOCAB, "embedding_size": VOCAB, "max_sequence_length": 4096,
-        "rope_theta": 500000.0, "rms_norm_eps": 1e-5, "mask_token_id": 126336,
+        "architectures": ["LLaDAModelLM"], "model_type": "llada", "d_model": WIDTH // shrink,
+        "n_layers": layers, "n_heads": HEADS // shrink, "n_kv_heads": HEADS // shrink,
+        "mlp_hidden_size": MLP // shrink, "vocab_size": VOCAB // shrink,
+        "embedding_size": VOCAB // shrink, "max_sequence_length": 4096,
+        "rope_theta": 500000.0, "rms_norm_eps": 1e-5, "mask_token_id": VOCAB // shrink - 1,
     }  # fmt: skip
 
 
-def write_checkpoint(folder: Path, layers: int) -> int:
+def write_checkpoint(folder: Path, layers: int, shrink: int) -> int:
     """Write the checkpoint, a shard a block; return its bytes."""
     folder.mkdir(parents=True)
     homes: dict[str, str] = {}
@@ -54,21 +55,24 @@ def write_checkpoint(folder: Path, layers: int) -> int:
 
     def normal(seed: int, *shape: int) -> torch.Tensor:
         dice = torch.Generator().manual_seed(seed)
+        shape = tuple(n // shrink for n in shape)
         return torch.empty(shape, dtype=torch.bfloat16).normal_(0, 0.02, generator=dice)
 
     stem = "model.transformer"
-    norm = {f"{stem}.ln_f.weight": torch.ones(WIDTH, dtype=torch.bfloat16)}
+    norm = {f"{stem}.ln_f.weight": torch.ones(WIDTH // shrink, dtype=torch.bfloat16)}
     shard(1, {f"{stem}.wte.weight": normal(1, VOCAB, WIDTH)})
     shard(2, {f"{stem}.ff_out.weight": normal(2, VOCAB, WIDTH)} | norm)
     for i in range(layers):
         tensors = {f"{stem}.blocks.{i}.{name}.weight": normal(10 * i + seed, *shape)
                    for seed, (name, shape) in enumerate(BLOCK.items(), start=3)}  # fmt: skip
         for name in ("attn_norm", "ff_norm"):
-            tensors[f"{stem}.blocks.{i}.{name}.weight"] = torch.ones(WIDTH, dtype=torch.bfloat16)
+            tensors[f"{stem}.blocks.{i}.{name}.weight"] = torch.ones(
+                WIDTH // shrink, dtype=torch.bfloat16
+            )
         shard(i + 3, tensors)
     index = {"metadata": {}, "weight_map": homes}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    (folder / "config.json").write_text(json.dumps(config(layers)))
+    (folder / "config.json").write_text(json.dumps(config(layers, shrink)))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(locate("tiny") / name, folder / name)
     return sum(file.stat().st_size for file in folder.iterdir())
@@ -92,12 +96,12 @@ def quantize(model: Path, out: Path, args: argparse.Namespace) -> dict[str, Any]
 def measure(layers: int, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Write, quantize, remove."""
     model, out = folder / "model", folder / "out"
-    stored = write_checkpoint(model, layers)
+    stored = write_checkpoint(model, layers, args.shrink)
     said = quantize(model, out, args)
     for made in (model, out):
         shutil.rmtree(made)
     return {
-        "what": "stream", "layers": layers, "checkpoint_bytes": stored, "recipe": args.recipe,
+        "what": "stream", "layers": layers, "shrink": args.shrink, "checkpoint_bytes": stored, "recipe": args.recipe,
         "sequences": args.sequences, "length": args.length, "max_memory": args.max_memory,
         "device": args.device, "peak_resident_bytes": said["peak_memory"],
         "peak_device_bytes": said["peak_device_memory"], "seconds": said["seconds"],
@@ -106,8 +110,8 @@ def measure(layers: int, folder: Path, args: argparse.Namespace) -> dict[str, An
 
 def table(found: list[dict[str, Any]]) -> str:
     """Format records as Markdown."""
-    rows = ["| blocks | checkpoint, GB | tokens | peak resident, GB | seconds |",
-            "|--:|--:|--:|--:|--:|"]  # fmt: skip
+    rows = ["| width | blocks | recipe | checkpoint, GB | tokens | peak resident, GB | seconds |",
+            "|--:|--:|---|--:|--:|--:|--:|"]  # fmt: skip
     for r in found:
         gb = (r["checkpoint_bytes"] / 1e9, r["peak_resident_bytes"] / 1e9)
         tokens = f"{r['sequences']} × {r['length']}"
@@ -122,6 +126,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, action="append", help="blocks; again for more; 32")
     parser.add_argument("--sequences", type=int, default=32)
     parser.add_argument("--length", type=int, default=1024)
+    parser.add_argument("--shrink", type=int, default=1, help="divides every width")
     parser.add_argument("--recipe", default="quant-dllm-2bit")
     parser.add_argument("--max-memory", default="1GB", help="of hidden states")
     parser.add_argument("--device", default="cpu")
