@@ -113,7 +113,7 @@ class Machine:
 
 
 H100 = Machine(flops=2e14, bytes_per_s=2e11, solver=0.0, rest_s=2.0)
-"""Assumed, not measured: half of the bfloat16 peak, NVLink; its solver is replaced by the fitted."""
+"""Assumed, not measured: a fifth of the bfloat16 peak, NVLink; c is that of this machine."""
 
 
 def arithmetic(size: int = 1024, runs: int = 5) -> float:
@@ -149,7 +149,8 @@ def exchange() -> float:
                          stdout=subprocess.PIPE, text=True)
         for rank in range(2)
     ]  # fmt: skip
-    return float([process.communicate()[0] for process in ranks][0])
+    said = [process.communicate()[0] for process in ranks]
+    return float(said[0])
 
 
 def measure(model: str, ranks: int, args: argparse.Namespace, out: Path) -> dict[str, Any]:

@@ -3,7 +3,8 @@
     python benchmarks/stream.py --layers 1 --layers 2 --layers 3 --sequences 2
     python benchmarks/stream.py --layers 32                   # 16 GB on disk, 32 sequences of 1024
 
-The checkpoint is random, bfloat16, and written block by block: it may be larger than memory. Each quantization is a process of its own: what it had resident at its peak is what counts. On a GPU
+The checkpoint is random, bfloat16, and written block by block: it may be larger than memory. Each
+quantization is a process of its own: what it had resident at its peak is what counts. On a GPU
 (``--device cuda``), the memory that torch had allocated there is recorded beside it.
 """
 
@@ -101,7 +102,8 @@ def measure(layers: int, folder: Path, args: argparse.Namespace) -> dict[str, An
     for made in (model, out):
         shutil.rmtree(made)
     return {
-        "what": "stream", "layers": layers, "shrink": args.shrink, "checkpoint_bytes": stored, "recipe": args.recipe,
+        "what": "stream", "layers": layers, "shrink": args.shrink, "recipe": args.recipe,
+        "checkpoint_bytes": stored,
         "sequences": args.sequences, "length": args.length, "max_memory": args.max_memory,
         "device": args.device, "peak_resident_bytes": said["peak_memory"],
         "peak_device_bytes": said["peak_device_memory"], "seconds": said["seconds"],

@@ -6,9 +6,10 @@ first, so that their bits depend on what is summed and not on how many processes
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,9 @@ from torch import Tensor
 
 from quant_dllm import errors
 from quant_dllm.errors import PeerLost, QuantDLLMError, RequestError
+from quant_dllm.track import Track
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -115,6 +119,23 @@ def gather_facts(facts: Any) -> list[Any]:
     return [broadcast_facts(facts, source) for source in range(world())]
 
 
+def spread(
+    items: Iterable[T], work: Callable[[T], Any], track: Track, what: str, total: int
+) -> list[Any]:
+    """Do some work on every item, each process on its share; return all results on all of them.
+
+    Args:
+        items: The same on all processes.
+        work: Gives JSON's types; floats keep every bit.
+        track: Watches this process's share.
+        what: What it is called there.
+        total: How many items there are, about.
+    """
+    share = islice(items, rank(), None, world())
+    found = gather_facts([work(item) for item in track(share, what, -(-total // world()))])
+    return [found[i % world()][i // world()] for i in range(sum(map(len, found)))]
+
+
 def any_rank(mine: bool) -> bool:
     """Tell whether something holds in any process."""
     return bool(sum_counts([int(mine)])[0])
@@ -212,5 +233,5 @@ def _peers() -> Iterator[None]:
         reason = str(error).strip().splitlines()[0]
         raise PeerLost(
             f"process {rank()} lost the others ({reason[:120]}); one of them ended. "
-            "Go on with: quant-dllm resume OUT"
+            "Run it again: a quantization goes on where it stopped."
         ) from None

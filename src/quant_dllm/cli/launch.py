@@ -39,8 +39,12 @@ def parse_size(text: str | None) -> int | None:
     return int(float(found[1]) * UNITS[found[2].upper()])
 
 
-def launched(count: int, out: Path) -> bool:
+def launched(count: int, out: Path | None = None) -> bool:
     """Run this command in so many processes, if it is more than one and they do not run yet.
+
+    Args:
+        count: Processes.
+        out: The output folder of a run that can be gone on with.
 
     Raises:
         RequestError: Their number is no power of two.
@@ -111,7 +115,7 @@ def _wait(processes: list[subprocess.Popen[bytes]]) -> int | None:
     return dead if dead is not None else next(iter(failed), None)
 
 
-def _report(dead: int | None, ranks: Ranks, out: Path) -> None:
+def _report(dead: int | None, ranks: Ranks, out: Path | None) -> None:
     """Say why the run ended, if it did not end well."""
     if dead is None:
         return
@@ -125,7 +129,6 @@ def _report(dead: int | None, ranks: Ranks, out: Path) -> None:
         lines[-1] if lines else f"exit status {status}"
     )  # fmt: skip
     error = Interrupted if status == GO_ON else PeerLost
-    raise error(
-        f"process {dead} of {len(ranks)} ended: {how}. What is finished is saved; go on with: "
-        f"quant-dllm resume {out} --gpus {len(ranks)}"
-    )
+    saved = "What is finished is saved; go on with: quant-dllm resume"
+    then = f"{saved} {out} --gpus {len(ranks)}" if out else "Run it again."
+    raise error(f"process {dead} of {len(ranks)} ended: {how}. {then}")

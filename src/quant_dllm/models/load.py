@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from quant_dllm.checkpoint.fingerprint import Fingerprint
 from quant_dllm.checkpoint.folder import Folder
+from quant_dllm.distributed import local_device
 from quant_dllm.errors import CheckpointError, RequestError
 from quant_dllm.linear import QuantLinear
 from quant_dllm.memory import PeakMemory
@@ -51,7 +52,7 @@ def load(
     """
     began, peak = time.monotonic(), PeakMemory()
     source = open_model(model, attention_block)
-    target = usable_device(device)
+    target = local_device(usable_device(device))
     backbone = empty_backbone(source)
     kind = dtype or default_dtype(target)
     source.check(backbone)
