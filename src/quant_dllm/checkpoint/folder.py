@@ -42,6 +42,10 @@ class Folder:
             CheckpointError: It is ours, but of a later format than this version reads.
         """
         found = self.config.get("quantization_config")
+        if found is not None and not isinstance(found, dict):
+            raise CheckpointError(
+                f"quantization_config of {self.path} is no JSON object. Copy the folder again."
+            )
         if found and found.get("quant_method") == METHOD:
             version = found.get("format_version")
             if not isinstance(version, int) or version > FORMAT_VERSION:

@@ -7,7 +7,7 @@ from typing import Any
 from quant_dllm.errors import ModelError
 from quant_dllm.models.config import BackboneConfig, Mixture
 
-MOST = {"blocks": 4096, "experts": 65536, "vocab": 1 << 26, "context": 1 << 30}
+MOST = {"blocks": 1024, "experts": 65536, "vocab": 1 << 26, "context": 1 << 30}
 WIDEST = 1 << 24  # channels
 AT_LEAST_ONE = ("width", "blocks", "heads", "kv_heads", "mlp_width", "vocab", "context", "experts",
                 "chosen", "groups", "chosen_groups", "head_width", "rotary_width")  # fmt: skip

@@ -111,10 +111,15 @@ def empty_backbone(source: Source) -> Network:
     """Build the network on the meta device, packed where the folder is packed."""
     backbone = source.empty()
     for slot, layout in source.packed_layers.items():
-        bias = getattr(backbone.get_submodule(slot), "bias", None)
-        backbone.set_submodule(
-            slot, empty_layer(source.folder, source.upstream(slot), layout, bias)
-        )
+        dense: nn.Linear = backbone.get_submodule(slot)  # type: ignore[assignment]
+        layer = empty_layer(source.folder, source.upstream(slot), layout, dense.bias)
+        found = (layer.weight.out_features, layer.weight.in_features)
+        if found != tuple(dense.weight.shape):
+            raise CheckpointError(
+                f"{source.upstream(slot)} of {source.folder.path} packs a weight of {list(found)}; "
+                f"config.json wants {list(dense.weight.shape)}. Copy the folder again."
+            )
+        backbone.set_submodule(slot, layer)
     return backbone
 
 
@@ -134,7 +139,7 @@ def empty_layer(
     """
     layout = dict(layout)
     kind = layout.pop("kind", None)
-    if kind not in WEIGHTS.targets:
+    if not isinstance(kind, str) or kind not in WEIGHTS.targets:
         raise CheckpointError(
             f"{folder.path} stores {upstream} as {kind!r}, which this quant-dllm does not read. "
             "Upgrade with: pip install -U quant-dllm"
@@ -151,6 +156,8 @@ def empty_layer(
         wrong = misfit(kind, shapes, layout, folder.tensor(blocks).tolist())
     else:
         wrong = blocks and f"{ORDERS[kind]} of shape {list(shapes[ORDERS[kind]])}"
+    if kind == "simulated" and len(shapes["values"]) != 2:
+        wrong = f"values of shape {list(shapes['values'])}"
     if wrong:
         raise CheckpointError(
             f"{upstream} of {folder.path} has {wrong}: its tensors do not belong together. "
@@ -160,8 +167,16 @@ def empty_layer(
         name: torch.empty(shapes[name], dtype=folder.dtype(full), device="meta")
         for name, full in names.items()
     }
-    with torch.device("meta"):
-        return QuantLinear(kind, tensors, layout, bias)
+    try:
+        with torch.device("meta"):
+            made = QuantLinear(kind, tensors, layout, bias)
+        assert made.weight.kind == kind
+    except TypeError as error:
+        raise CheckpointError(
+            f"{folder.path} describes {upstream} by what a {kind} weight is not described by "
+            f"({error}). Copy the folder again."
+        ) from None
+    return made
 
 
 def place(

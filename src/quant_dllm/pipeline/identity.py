@@ -5,7 +5,7 @@ from importlib.metadata import version
 from typing import Any
 
 from quant_dllm.checkpoint.durable import file_digest
-from quant_dllm.pipeline.job import COPIED, Job
+from quant_dllm.pipeline.job import Job
 from quant_dllm.statistics.reduction import shards
 
 SHOWN = 4  # differences that a message lists
@@ -14,8 +14,7 @@ SHOWN = 4  # differences that a message lists
 def identity(job: Job) -> dict[str, Any]:
     """List every input of a quantization, in JSON's types; files by their SHA-256."""
     folder = job.source.folder
-    files = [folder.path / "config.json", *folder.shards]
-    files += [file for pattern in COPIED for file in folder.path.glob(pattern)]
+    files = [folder.path / "config.json", *folder.shards, *job.copied()]
     return {
         "model": {file.name: file_digest(file) for file in sorted(files)},
         "recipe": {k: v for k, v in job.recipe.to_dict().items() if k not in ("name", "about")},

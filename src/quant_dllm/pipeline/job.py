@@ -111,6 +111,12 @@ class Job:
         self.base.add(name, tensor)
         return tensor
 
+    def copied(self) -> list[Path]:
+        """List the files of the 16-bit model that go into the checkpoint as they are."""
+        folder = self.source.folder.path
+        found = (file for pattern in COPIED for file in folder.glob(pattern))
+        return sorted(file for file in found if file.is_file())
+
     def request(
         self, model: str, text: Path | None, seed: int, attention_block: int | None
     ) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from quant_dllm.pipeline.block import BlockWork, Solved
 from quant_dllm.pipeline.capture import Capture
 from quant_dllm.pipeline.fold import can_fold, fold
 from quant_dllm.pipeline.identity import identity
-from quant_dllm.pipeline.job import COPIED, Job
+from quant_dllm.pipeline.job import Job
 from quant_dllm.pipeline.journal import Journal, forget_published
 from quant_dllm.pipeline.owners import Owners
 from quant_dllm.pipeline.signals import Stop
@@ -114,9 +114,8 @@ def quantize(
         journal.hand_over(writer)
         for name in job.source.outside_blocks():
             writer.add({job.source.family.upstream(name): job.read(name)})
-        for pattern in COPIED:
-            for file in job.source.folder.path.glob(pattern):
-                writer.add_file(file.name, file.read_bytes())
+        for file in job.copied():
+            writer.add_file(file.name, file.read_bytes())
         parameters = job.source.parameters()
         record = RunRecord(
             format_version=FORMAT_VERSION,
@@ -198,7 +197,7 @@ def _quantize_groups(
     owners = Owners.assign(work.block, groups)
     found = [(group, NO_STATISTICS) for group in groups]
     if not work.holds(owners.layers):
-        _obey(stop, work.index)
+        _obey(stop, work)
         found = capture.statistics(stage, some, owners)
     stats = {}
     for group, gathered in found:
@@ -206,7 +205,7 @@ def _quantize_groups(
         stats |= dict.fromkeys(group.layers, scaled)
     for names in owners.rounds():
         yield from work.round(names, owners, stats, _solve)
-        _obey(stop, work.index)
+        _obey(stop, work)
 
 
 def _solve(work: BlockWork, name: str, stats: LayerStatistics) -> Solved:
@@ -218,10 +217,13 @@ def _solve(work: BlockWork, name: str, stats: LayerStatistics) -> Solved:
     return packed, _layer_record(upstream, work.weights[name], packed, stats, seconds)
 
 
-def _obey(stop: Stop, index: int) -> None:
+def _obey(stop: Stop, work: BlockWork) -> None:
     """End the run if it was asked to in any process."""
     if any_rank(stop.wanted):
-        raise Interrupted(f"stopped in block {index}; all finished layers are saved.")
+        raise Interrupted(
+            f"stopped in block {work.index}; all finished layers are saved. Go on with: "
+            f"quant-dllm resume {work.journal.out}"
+        )
 
 
 def _quantize_layer(job: Job, weight: Tensor, stats: LayerStatistics) -> QuantizedWeight:
