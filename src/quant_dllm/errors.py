@@ -7,6 +7,10 @@ from difflib import get_close_matches
 class QuantDLLMError(Exception):
     """Base class: ``except QuantDLLMError`` catches what we raise on purpose, and nothing else."""
 
+    def __str__(self) -> str:
+        """Return one line, whatever the names in somebody's file hold."""
+        return " ".join(super().__str__().splitlines())
+
 
 class RecipeError(QuantDLLMError, ValueError):
     """A recipe asks for something that no part of the package can do."""
@@ -26,6 +30,14 @@ class TextError(QuantDLLMError, ValueError):
 
 class RequestError(QuantDLLMError, ValueError):
     """An argument of a call makes no sense for this model or this machine."""
+
+
+class Interrupted(QuantDLLMError):
+    """A run was asked to stop; what it has done so far is saved."""
+
+
+class PeerLost(QuantDLLMError):
+    """Another process of this run ended."""
 
 
 class UnknownNameError(RecipeError, KeyError):

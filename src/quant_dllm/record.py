@@ -34,6 +34,10 @@ class LayerRecord:
     layout: dict[str, Any]
     chosen: int | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON's types."""
+        return asdict(self)
+
     def line(self) -> str:
         """Format for a log."""
         error = "-" if self.error is None else f"{self.error:.2e}"

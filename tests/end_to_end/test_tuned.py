@@ -1,18 +1,21 @@
 """A recipe that tunes: closer to the 16-bit model, on text that it was not calibrated on."""
 
 import json
+import os
+import signal
 
 import pytest
 import torch
 
 from quant_dllm.calibration.corpus import fingerprint, token_windows
-from quant_dllm.errors import RecipeError, TextError
+from quant_dllm.errors import Interrupted, RecipeError, TextError
 from quant_dllm.evaluation.evaluate import Yardstick, held_out
 from quant_dllm.models.bundled import bundled_text
 from quant_dllm.models.load import load
 from quant_dllm.models.source import open_model
 from quant_dllm.pipeline.job import Job
 from quant_dllm.pipeline.quantize import quantize
+from quant_dllm.pipeline.resume import resume
 from quant_dllm.recipe import Recipe
 from quant_dllm.record import RunRecord
 from tests.conftest import SMALL_RECIPE
@@ -25,7 +28,7 @@ TUNING = {
     "tuning": "end-to-end", "tuning.steps": 9, "tuning.batch": 8, "tuning.length": 128,
     "tuning.rate": 0.01, "tuning.validation": 8, "tuning.validate_every": 3, "tuning.round": 3,
 }  # fmt: skip
-SMALL = SMALL_RECIPE | TUNING | {"tuning.length": 32, "tuning.steps": 3}
+SMALL = SMALL_RECIPE | TUNING | {"tuning.length": 32, "tuning.steps": 5}
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +109,22 @@ def test_what_cannot_be_tuned_is_refused(settings, error, message, small_model, 
     with pytest.raises(error, match=message):
         quantize(small_model, tmp_path / "out", settings=SMALL | settings, calibration=text)
     assert not any(tmp_path.iterdir())
+
+
+def test_a_tuning_that_was_stopped_goes_on_to_the_same_bytes(small_model, tmp_path, monkeypatch):
+    text = bundled_text(open_model("tiny"), "calibration")
+    whole = quantize(small_model, tmp_path / "whole", settings=SMALL, calibration=text)
+
+    def stopping(items, what, total):
+        for i, item in enumerate(items):
+            yield item
+            if what == "tuning" and i == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="stopped at step 3 of tuning"):
+        quantize(small_model, tmp_path / "out", settings=SMALL, calibration=text, track=stopping)
+    assert not (tmp_path / "out").exists()
+    gone_on = resume(tmp_path / "out")
+    assert gone_on.fingerprint == whole.fingerprint
+    assert gone_on.tuning.curve == whole.tuning.curve
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "whole"]

@@ -1,6 +1,7 @@
 """One short number for many tensors: equal numbers, equal weights."""
 
 import hashlib
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -18,6 +19,22 @@ class Fingerprint:
         digest = hashlib.sha256(f"{name} {stored.dtype} {list(stored.shape)}".encode())
         digest.update(stored.flatten().view(torch.uint8).numpy().data)
         self._hashes[name] = digest.hexdigest()
+
+    def restore(self, hashes: dict[str, str]) -> None:
+        """Take the hashes of tensors that were added in an earlier run."""
+        self._hashes |= hashes
+
+    def hashes(self, names: Iterable[str]) -> dict[str, str]:
+        """Return the hashes of some of the tensors, for `restore`."""
+        return {name: self._hashes[name] for name in names}
+
+    def __iter__(self) -> Iterator[str]:
+        """Name the tensors so far, in the order in which they came."""
+        return iter(self._hashes)
+
+    def __len__(self) -> int:
+        """Count the tensors so far."""
+        return len(self._hashes)
 
     def digest(self) -> str:
         """Return the fingerprint of all tensors so far: 16 hexadecimal digits."""

@@ -1,6 +1,8 @@
 """Read a model folder: ``config.json`` and safetensors, one tensor at a time."""
 
 import json
+import re
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from quant_dllm.errors import CheckpointError, ModelError
 METHOD = "quant_dllm"
 FORMAT_VERSION = 1
 MANIFEST = "quant_dllm.json"
+SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\.safetensors")
 DTYPES = {"U8": torch.uint8, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 
@@ -39,6 +42,10 @@ class Folder:
             CheckpointError: It is ours, but of a later format than this version reads.
         """
         found = self.config.get("quantization_config")
+        if found is not None and not isinstance(found, dict):
+            raise CheckpointError(
+                f"quantization_config of {self.path} is no JSON object. Copy the folder again."
+            )
         if found and found.get("quant_method") == METHOD:
             version = found.get("format_version")
             if not isinstance(version, int) or version > FORMAT_VERSION:
@@ -59,7 +66,8 @@ class Folder:
         index = self.path / "model.safetensors.index.json"
         names = ["model.safetensors"]
         if index.is_file():
-            names = sorted(set(self._json(index.name).get("weight_map", {}).values()))
+            homes = self._json(index.name).get("weight_map")
+            names = sorted(set(_file_names(index, homes)))
         missing = [name for name in names if not (self.path / name).is_file()]
         if missing or not names:
             raise ModelError(
@@ -77,12 +85,16 @@ class Folder:
         for shard in self.shards:
             try:
                 file = safe_open(shard, framework="pt")
-            except (SafetensorError, OSError) as error:
+            except (SafetensorError, OSError, ValueError) as error:
                 raise ModelError(
                     f"{shard} is not a whole safetensors file ({error}). Copy or download it again."
                 ) from None
             homes |= dict.fromkeys(file.keys(), file)
         return homes
+
+    def close(self) -> None:
+        """Close the weight files: what was read of them no longer counts as resident memory."""
+        self.__dict__.pop("_homes", None)
 
     @property
     def tensor_names(self) -> set[str]:
@@ -91,6 +103,7 @@ class Folder:
 
     def tensor(self, name: str) -> Tensor:
         """Read one tensor."""
+        self.dtype(name)
         return self._home(name).get_tensor(name)
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -99,7 +112,13 @@ class Folder:
 
     def dtype(self, name: str) -> torch.dtype:
         """Read one tensor's type without its data."""
-        return DTYPES[self._home(name).get_slice(name).get_dtype()]
+        found = self._home(name).get_slice(name).get_dtype()
+        if found not in DTYPES:
+            raise ModelError(
+                f"{name} of {self.path} is of type {found}; {', '.join(DTYPES)} are wanted. "
+                "Convert the model to 16 bits."
+            )
+        return DTYPES[found]
 
     @property
     def weight_bytes(self) -> int:
@@ -128,8 +147,25 @@ class Folder:
                 f"{self.path} has no {name}; a model folder holds config.json and safetensors. "
                 "Check the path."
             ) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ModelError(f"{path} cannot be read: {error}. Copy it again.") from None
         if not isinstance(found, dict):
             raise ModelError(f"{path} holds no JSON object. Copy it again.")
         return found
+
+
+def _file_names(index: Path, homes: Any) -> Iterator[str]:
+    """Yield the files that an index names; each must be a plain name beside it.
+
+    Raises:
+        ModelError: It names a path, or is no index.
+    """
+    if not isinstance(homes, dict):
+        raise ModelError(f"{index} has no weight_map. Copy it again.")
+    for name in homes.values():
+        if not isinstance(name, str) or not SHARD_NAME.fullmatch(name):
+            raise ModelError(
+                f"{index} names the weight file {name!r}; the name of a .safetensors file in the "
+                "same folder is wanted. Do not use this folder."
+            )
+        yield name

@@ -14,7 +14,7 @@ from torch import Tensor
 from quant_dllm.checkpoint.folder import MANIFEST
 from quant_dllm.errors import CheckpointError
 
-SHARD_BYTES = 4 << 30
+SHARD_BYTES = 1 << 30  # also what a shard takes in memory while it is written
 
 
 def refuse_existing(out: Path) -> None:

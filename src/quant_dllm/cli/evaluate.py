@@ -5,7 +5,17 @@ from typing import Annotated, Any
 
 import typer
 
-from quant_dllm.cli.options import AsJson, AttentionBlock, Device, MaskTokenId, Model, Seed, Text
+from quant_dllm.cli.launch import is_first, launched
+from quant_dllm.cli.options import (
+    AsJson,
+    AttentionBlock,
+    Device,
+    Gpus,
+    MaskTokenId,
+    Model,
+    Seed,
+    Text,
+)
 from quant_dllm.errors import RequestError
 
 
@@ -40,6 +50,7 @@ def evaluate(
     device: Device = "cpu",
     mask_token_id: MaskTokenId = None,
     attention_block: AttentionBlock = None,
+    gpus: Gpus = 1,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model's likelihood bound and its distance from another model, or score tasks."""
@@ -49,6 +60,8 @@ def evaluate(
     }  # fmt: skip
     if any(n is not None and n < 1 for n in (limit, length, draws)) or (shots or 0) < 0:
         raise RequestError("--limit, --length and --draws want at least 1, --shots at least 0.")
+    if launched(gpus):
+        return
     if tasks or suite:
         settings = told | {"length": length, "draws": draws, "guidance": cfg}
         wanted = [name for name in (tasks or "").split(",") if name]
@@ -63,9 +76,13 @@ def evaluate(
 
 def _measure(model: str, against: str | None, text: Path | None, as_json: bool, **how: Any) -> None:
     from quant_dllm.cli.show import print_facts, print_json, track
+    from quant_dllm.distributed import processes
     from quant_dllm.evaluation.evaluate import evaluate as run
 
-    found = run(model, against, text, track=track, **how)
+    with processes():
+        found = run(model, against, text, track=track, **how)
+    if not is_first():
+        return
     if as_json:
         print_json(found.to_dict())
         return
@@ -103,13 +120,17 @@ def _score(
     **how: Any,
 ) -> None:
     from quant_dllm.cli.show import print_json, print_table, track
+    from quant_dllm.distributed import processes
     from quant_dllm.evaluation.suites import chosen
     from quant_dllm.evaluation.tasks import TaskEvaluation
 
     evaluation = TaskEvaluation(
         model=model, against=against, tasks=chosen(tasks, suite, shots), track=track, **how
     )
-    found = list(evaluation.run())
+    with processes():
+        found = list(evaluation.run())
+    if not is_first():
+        return
     if as_json:
         print_json({"model": model, "tasks": [score.to_dict() for score in found]})
         return

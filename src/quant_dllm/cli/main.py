@@ -1,6 +1,7 @@
 """``quant-dllm VERB …``: one file a verb; ``--help`` loads no torch.
 
-Exit status: 0 done, 2 a wrong request (one line on standard error), 1 a bug (a traceback).
+Exit status: 0 done, 2 a wrong request (one line on standard error), 75 stopped or cut short, to be
+gone on with, 1 a bug (a traceback).
 """
 
 import logging
@@ -16,13 +17,14 @@ from quant_dllm.cli.doctor import doctor
 from quant_dllm.cli.evaluate import evaluate
 from quant_dllm.cli.generate import generate
 from quant_dllm.cli.inspect import inspect
-from quant_dllm.cli.quantize import quantize
-from quant_dllm.errors import QuantDLLMError, hint
+from quant_dllm.cli.quantize import quantize, resume
+from quant_dllm.errors import Interrupted, PeerLost, QuantDLLMError, hint
 
 VERBS = {
-    f.__name__: f for f in (quantize, evaluate, generate, inspect, compare, bench, doctor, demo)
+    f.__name__: f
+    for f in (quantize, resume, evaluate, generate, inspect, compare, bench, doctor, demo)
 }
-WRONG_REQUEST, STOPPED = 2, 130
+WRONG_REQUEST, GO_ON, STOPPED = 2, 75, 130
 Refusal: Any = typer.BadParameter.__mro__[2]  # click's base, wherever this typer keeps click
 
 app = typer.Typer(
@@ -67,6 +69,9 @@ def main(argv: list[str] | None = None) -> int:
         return _refuse("", f"Unknown verb {verb!r}.{hint(verb, VERBS)} Known: {', '.join(VERBS)}.")
     try:
         return app(words, prog_name="quant-dllm", standalone_mode=False) or 0
+    except (Interrupted, PeerLost) as error:
+        _refuse(verb, str(error))
+        return GO_ON
     except QuantDLLMError as error:
         return _refuse(verb, str(error))
     except Refusal as error:

@@ -26,3 +26,13 @@ Text = Annotated[
     Path | None,
     typer.Option("--text", help="UTF-8 text, plain or .gz; the bundled stories for tiny."),
 ]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--max-memory", metavar="SIZE",
+        help="Hidden states a process keeps in memory, 4GB if not given; others wait on disk.",
+    ),
+]  # fmt: skip
+Gpus = Annotated[
+    int, typer.Option("--gpus", min=1, help="Processes to start, one a device: 1, 2, 4, 8 …")
+]

@@ -1,13 +1,25 @@
 """``quant-dllm quantize``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quant_dllm.cli.options import AsJson, AttentionBlock, Device, MaskTokenId, Model, Seed
+from quant_dllm.cli.options import (
+    AsJson,
+    AttentionBlock,
+    Device,
+    Gpus,
+    MaskTokenId,
+    MaxMemory,
+    Model,
+    Seed,
+)
 from quant_dllm.errors import RecipeError
 from quant_dllm.recipe import DEFAULT
+
+if TYPE_CHECKING:
+    from quant_dllm.record import RunRecord
 
 
 def quantize(
@@ -28,18 +40,52 @@ def quantize(
     device: Device = "cpu",
     mask_token_id: MaskTokenId = None,
     attention_block: AttentionBlock = None,
+    max_memory: MaxMemory = None,
+    gpus: Gpus = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Quantize a model and write the packed checkpoint."""
-    from quant_dllm.checkpoint.folder import Folder
-    from quant_dllm.cli.show import print_facts, print_json, size, track
+    """Quantize a model and write the packed checkpoint; go on where an earlier run stopped."""
+    from quant_dllm.cli.launch import launched, parse_size
+    from quant_dllm.cli.show import track
     from quant_dllm.pipeline.quantize import quantize as run
 
+    memory = parse_size(max_memory)
+    settings = parse_settings(set_ or [])
+    if launched(gpus, out):
+        return
     record = run(
-        model, out, recipe, settings=parse_settings(set_ or []), calibration=calibration,
+        model, out, recipe, settings=settings, calibration=calibration,
         seed=seed, device=device, mask_token_id=mask_token_id, attention_block=attention_block,
-        track=track,
+        max_memory=memory, track=track,
     )  # fmt: skip
+    show(record, out, as_json)
+
+
+def resume(
+    out: Annotated[Path, typer.Argument(help="Output folder of an unfinished run.")],
+    max_memory: MaxMemory = None,
+    gpus: Gpus = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Go on with a quantization that was stopped, as it was asked for."""
+    from quant_dllm.cli.launch import launched, parse_size
+    from quant_dllm.cli.show import track
+    from quant_dllm.pipeline.resume import resume as run
+
+    memory = parse_size(max_memory)
+    if not launched(gpus, out):
+        show(run(out, max_memory=memory, track=track), out, as_json)
+
+
+def show(record: "RunRecord", out: Path, as_json: bool) -> None:
+    """Print what a run did; the first of several processes alone does."""
+    from quant_dllm.checkpoint.folder import Folder
+    from quant_dllm.cli.launch import is_first
+    from quant_dllm.cli.show import print_facts, print_json, size
+
+    if not is_first():
+        return
+    device = record.device
     if as_json:
         summary = {key: value for key, value in record.to_dict().items() if key != "layers"}
         print_json({"out": str(out)} | summary)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from quant_dllm.distributed import spread
 from quant_dllm.evaluation.likelihood import BATCH_TOKENS, Denoiser
 from quant_dllm.evaluation.masks import lowest
 from quant_dllm.models.scoring import Scoring
@@ -113,9 +114,13 @@ def log_likelihoods(
 
     batches = _batches(answers, sorted(range(len(answers)), key=alike), scoring, seed, alike)
     total = sum(-(-a.draws * len(a.text) // BATCH_TOKENS) for a in answers)
-    for rows, guidance in track(batches, "likelihood", total):
-        at = torch.tensor([row.answer for row in rows])
-        found.index_add_(0, at, -_losses(model, rows, guidance).double())
+
+    def score(batch: tuple[list[_Row], float]) -> tuple[list[int], list[float]]:
+        rows, guidance = batch
+        return [row.answer for row in rows], _losses(model, rows, guidance).tolist()
+
+    for at, losses in spread(batches, score, track, "likelihood", total):
+        found.index_add_(0, torch.tensor(at), -torch.tensor(losses, dtype=torch.float64))
     return found.tolist()
 
 

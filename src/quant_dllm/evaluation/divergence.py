@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from quant_dllm.distributed import spread
 from quant_dllm.evaluation.likelihood import Denoiser
 from quant_dllm.track import Track, silent
 
@@ -38,6 +39,8 @@ def divergence(
     """Return each window's mean KL(base ‖ model), nats, and share of equal first choices."""
     size = max(1, BATCH_TOKENS // windows.shape[1])
     parts = list(zip(windows.split(size), hidden.split(size), strict=True))
-    found = [_compare(model, base, *part) for part in track(parts, "divergence", len(parts))]
-    kl, same = torch.cat(found, dim=1)
+    found = spread(
+        parts, lambda part: _compare(model, base, *part).tolist(), track, "divergence", len(parts)
+    )
+    kl, same = torch.cat([torch.tensor(part) for part in found], dim=1)
     return kl, same

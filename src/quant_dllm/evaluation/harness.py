@@ -4,6 +4,7 @@
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +12,7 @@ from typing import Any, cast
 from lm_eval.api.instance import Instance  # pyright: ignore[reportMissingImports]
 from lm_eval.api.model import LM  # pyright: ignore[reportMissingImports]
 
+from quant_dllm.distributed import spread, sum_counts
 from quant_dllm.errors import ModelError, RequestError
 from quant_dllm.evaluation.answers import Answer, log_likelihoods
 from quant_dllm.evaluation.suites import ONE_TOKEN
@@ -113,7 +115,9 @@ class QuantDLLM(LM):
             context, continuation = cast("tuple[str, str]", request.args)
             answers.append(self._answer(context, continuation, request.task_name or ""))
         found = self._score(answers)
-        greedy = [self.check_greedy and self._is_greedy(answer) for answer in answers]
+        greedy = [False] * len(answers)
+        if self.check_greedy:
+            greedy = self._spread(answers, self._is_greedy, "greedy answers")
         return list(zip(found, greedy, strict=True))
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
@@ -128,10 +132,14 @@ class QuantDLLM(LM):
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Write an answer to each prompt, up to the first of its stops."""
-        return [
-            self._write(*request.args)
-            for request in self.track(requests, "generation", len(requests))
-        ]
+        return self._spread(requests, lambda request: self._write(*request.args), "generation")
+
+    def _spread(self, items: list[Any], work: Callable[[Any], Any], what: str) -> list[Any]:
+        """Work on every item, each process on its share; count the calls of all."""
+        before = self.calls
+        found = spread(items, work, self.track, what, len(items))
+        self.calls = before + sum_counts([self.calls - before])[0]
+        return found
 
     def _score(self, answers: list[Answer]) -> list[float]:
         self.calls += sum(answer.calls for answer in answers)

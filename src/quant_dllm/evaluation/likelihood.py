@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from quant_dllm.distributed import spread
 from quant_dllm.track import Track, silent
 
 BATCH_TOKENS = 4096
@@ -91,10 +92,11 @@ def nelbo(
     flat = windows[:, None].expand(n, draws, length).flatten(0, 1)
     size = max(1, BATCH_TOKENS // length)
     parts = list(zip(flat.split(size), hidden.flatten(0, 1).split(size), strict=True))
-    losses = [
-        hidden_cross_entropy(model, *part, block) for part in track(parts, "bound", len(parts))
-    ]
-    return torch.cat(losses).view(n, draws).mean(1)
+    losses = spread(
+        parts, lambda part: hidden_cross_entropy(model, *part, block).tolist(), track, "bound",
+        len(parts),
+    )  # fmt: skip
+    return torch.tensor([loss for part in losses for loss in part]).view(n, draws).mean(1)
 
 
 def mean_and_error(values: Float[Tensor, " n"]) -> tuple[float, float]:

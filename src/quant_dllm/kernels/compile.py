@@ -7,6 +7,7 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -58,9 +59,48 @@ def made() -> Path:
     """
     compiler = find_compiler()
     path = cache_folder() / f"qdllm-{key(compiler)}.so"
-    if not path.is_file():
+    if path.parent.is_dir():
+        refuse_strangers(path.parent)
+    if not _is_what_was_made(path):
         build(path, compiler)
+        path.chmod(0o700)
+        _note(path)
+    for used in (path.parent, path):
+        refuse_strangers(used)
     return path
+
+
+def refuse_strangers(path: Path) -> None:
+    """Refuse a file or folder that somebody else could have put there: it is about to be run.
+
+    Raises:
+        CompileError: It is not ours, or others may write to it, or it is a link.
+    """
+    if not hasattr(os, "getuid"):
+        return
+    facts = path.lstat()
+    if stat.S_ISLNK(facts.st_mode):
+        raise CompileError(f"{path} is a link. Remove it, or name a folder: QUANT_DLLM_CACHE")
+    if facts.st_uid != os.getuid():
+        raise CompileError(f"{path} is another user's. Name a folder: QUANT_DLLM_CACHE")
+    if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise CompileError(f"{path} can be changed by others. Close it: chmod go-w {path}")
+
+
+def _is_what_was_made(path: Path) -> bool:
+    """Tell whether a library is there and has the checksum that was noted when it was made."""
+    try:
+        return _checksum_of(path).read_text() == hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return False
+
+
+def _note(path: Path) -> None:
+    _checksum_of(path).write_text(hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def _checksum_of(path: Path) -> Path:
+    return path.with_suffix(".sha256")
 
 
 def cache_folder() -> Path:
@@ -107,7 +147,7 @@ def build(path: Path, compiler: str, extra: Sequence[str] = (), units: Units | N
     """
     units = UNITS.get(machine(), {}) if units is None else units
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder) / path.name
             try:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from quant_dllm.checkpoint.fingerprint import Fingerprint
 from quant_dllm.checkpoint.folder import Folder
+from quant_dllm.distributed import local_device
 from quant_dllm.errors import CheckpointError, RequestError
 from quant_dllm.linear import QuantLinear
 from quant_dllm.memory import PeakMemory
@@ -19,6 +20,7 @@ from quant_dllm.models.model import DiffusionLM
 from quant_dllm.models.network import Network
 from quant_dllm.models.source import Source, open_model
 from quant_dllm.weights.base import WEIGHTS, QuantizedWeight
+from quant_dllm.weights.fits import ORDERS, misfit
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ def load(
     """
     began, peak = time.monotonic(), PeakMemory()
     source = open_model(model, attention_block)
-    target = usable_device(device)
+    target = local_device(usable_device(device))
     backbone = empty_backbone(source)
     kind = dtype or default_dtype(target)
     source.check(backbone)
@@ -109,10 +111,15 @@ def empty_backbone(source: Source) -> Network:
     """Build the network on the meta device, packed where the folder is packed."""
     backbone = source.empty()
     for slot, layout in source.packed_layers.items():
-        bias = getattr(backbone.get_submodule(slot), "bias", None)
-        backbone.set_submodule(
-            slot, empty_layer(source.folder, source.upstream(slot), layout, bias)
-        )
+        dense: nn.Linear = backbone.get_submodule(slot)  # type: ignore[assignment]
+        layer = empty_layer(source.folder, source.upstream(slot), layout, dense.bias)
+        found = (layer.weight.out_features, layer.weight.in_features)
+        if found != tuple(dense.weight.shape):
+            raise CheckpointError(
+                f"{source.upstream(slot)} of {source.folder.path} packs a weight of {list(found)}; "
+                f"config.json wants {list(dense.weight.shape)}. Copy the folder again."
+            )
+        backbone.set_submodule(slot, layer)
     return backbone
 
 
@@ -131,19 +138,45 @@ def empty_layer(
         CheckpointError: The folder lacks a tensor.
     """
     layout = dict(layout)
-    kind = layout.pop("kind")
+    kind = layout.pop("kind", None)
+    if not isinstance(kind, str) or kind not in WEIGHTS.targets:
+        raise CheckpointError(
+            f"{folder.path} stores {upstream} as {kind!r}, which this quant-dllm does not read. "
+            "Upgrade with: pip install -U quant-dllm"
+        )
     names = {name: f"{upstream}.{name}" for name in WEIGHTS.get(kind).names}
     for name in names.values():
         if name not in folder.tensor_names:
             raise CheckpointError(
                 f"{folder.path} lacks {name}: the checkpoint is incomplete. Copy it again."
             )
+    shapes = {name: folder.shape(full) for name, full in names.items()}
+    blocks = names.get(ORDERS.get(kind, ""))
+    if blocks and len(shapes[ORDERS[kind]]) == 1:
+        wrong = misfit(kind, shapes, layout, folder.tensor(blocks).tolist())
+    else:
+        wrong = blocks and f"{ORDERS[kind]} of shape {list(shapes[ORDERS[kind]])}"
+    if kind == "simulated" and len(shapes["values"]) != 2:
+        wrong = f"values of shape {list(shapes['values'])}"
+    if wrong:
+        raise CheckpointError(
+            f"{upstream} of {folder.path} has {wrong}: its tensors do not belong together. "
+            "Copy the folder again."
+        )
     tensors = {
-        name: torch.empty(folder.shape(full), dtype=folder.dtype(full), device="meta")
+        name: torch.empty(shapes[name], dtype=folder.dtype(full), device="meta")
         for name, full in names.items()
     }
-    with torch.device("meta"):
-        return QuantLinear(kind, tensors, layout, bias)
+    try:
+        with torch.device("meta"):
+            made = QuantLinear(kind, tensors, layout, bias)
+        assert made.weight.kind == kind
+    except TypeError as error:
+        raise CheckpointError(
+            f"{folder.path} describes {upstream} by what a {kind} weight is not described by "
+            f"({error}). Copy the folder again."
+        ) from None
+    return made
 
 
 def place(

@@ -11,9 +11,10 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from quant_dllm.checkpoint.folder import METHOD, Folder
-from quant_dllm.errors import ModelError, hint
+from quant_dllm.errors import CheckpointError, ModelError, hint
 from quant_dllm.models.config import BackboneConfig
 from quant_dllm.models.family import ModelFamily
+from quant_dllm.models.limits import check_numbers
 from quant_dllm.models.network import Network
 from quant_dllm.registry import Registry
 
@@ -64,7 +65,12 @@ class Source:
                 f"{self.folder.path} is quantized with {quantization.get('quant_method')!r}, which "
                 "quant-dllm does not read. Use the 16-bit model."
             )
-        layers = quantization["layers"]
+        layers = quantization.get("layers")
+        if not isinstance(layers, dict) or not all(isinstance(v, dict) for v in layers.values()):
+            raise CheckpointError(
+                f"quantization_config of {self.folder.path} does not describe its layers. "
+                "Copy the folder again."
+            )
         slots = (slot for slot in self.layers if self.upstream(slot) in layers)
         return {slot: layers[self.upstream(slot)] for slot in slots}
 
@@ -194,6 +200,14 @@ def open_model(model: str | Path, attention_block: int | None = None) -> Source:
             f"{folder.path / 'config.json'} lacks {error}, which every {family.name} model has. "
             "Download it again."
         ) from None
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(
+            f"{folder.path / 'config.json'} has numbers that a {family.name} model cannot have "
+            f"({error}). Download it again."
+        ) from None
+    check_numbers(config, str(folder.path / "config.json"))
     if attention_block is not None:
         config = replace(config, attention_block=attention_block or None)
     return Source(str(model), folder, family, config)
@@ -214,7 +228,7 @@ def recognise(config: dict[str, Any], name: str) -> ModelFamily:
     if found is not None:
         return found
     known = [a for key in FAMILIES.targets for a in FAMILIES.get(key).architectures]
-    shown = (config.get("architectures") or ["no architecture"])[0]
+    shown = (_architectures(config) or ["no architecture"])[0]
     raise ModelError(
         f"{name} is {shown} (model_type {config.get('model_type')!r}), which is not known."
         f"{hint(shown, known)} Known: {', '.join(known)}. To have a family proposed: quant-dllm "
@@ -224,10 +238,15 @@ def recognise(config: dict[str, Any], name: str) -> ModelFamily:
 
 def _match(config: dict[str, Any]) -> ModelFamily | None:
     families: list[ModelFamily] = [FAMILIES.get(key) for key in FAMILIES.targets]
-    architectures, kind = config.get("architectures") or [], config.get("model_type")
+    architectures, kind = _architectures(config), config.get("model_type")
     for wanted in architectures:
         for family in families:
             if wanted in family.architectures:
                 return family
     of_kind = (family for family in families if kind in family.model_types)
     return None if architectures else next(of_kind, None)
+
+
+def _architectures(config: dict[str, Any]) -> list[str]:
+    found = config.get("architectures")
+    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []

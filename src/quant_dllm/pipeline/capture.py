@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import repeat
@@ -9,10 +10,13 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
+from quant_dllm.distributed import rank
 from quant_dllm.models.network import NetworkBlock
 from quant_dllm.models.stage import Group
+from quant_dllm.pipeline.owners import Owners
 from quant_dllm.pipeline.stream import Runs, Stream
 from quant_dllm.statistics.layer import NO_STATISTICS, Account, LayerStatistics, Needs
+from quant_dllm.statistics.reduction import Tree, reduce_accounts
 
 logger = logging.getLogger(__name__)
 
@@ -49,35 +53,42 @@ class Capture:
         self.twins = Runs(self.original, full) if full else None
 
     @torch.no_grad()
-    def statistics(self, stage: int) -> Iterator[tuple[Group, LayerStatistics]]:
-        """Account for the inputs of a stage, group by group.
+    def statistics(
+        self, stage: int, some: range, owners: Owners
+    ) -> list[tuple[Group, LayerStatistics]]:
+        """Account for the inputs of some groups of a stage, in one pass over the stream.
 
-        Many experts are gathered some at a time, each time in one pass over the stream: what one
-        group receives depends on earlier stages only, so that its layers may be replaced before
-        the next group is gathered.
+        What one group receives depends on earlier stages only, so that its layers may be replaced
+        before the next groups are gathered. The sums are there in the processes that own a layer
+        of the group; the others know the tokens alone.
         """
         groups = self.block.stages[stage]
         if self.stream is None:
-            yield from ((group, NO_STATISTICS) for group in groups)
-            return
-        size = self._at_once(groups)
+            return [(groups[i], NO_STATISTICS) for i in some]
+        found = dict(zip(some, self._gather(self.stream, stage, some, owners), strict=True))
+        few = [i for i in some if groups[i].routed and self._few(groups[i], found[i])]
+        if few:
+            self._tell(groups, few, found)
+            shared = self._gather(self.stream, stage, few, owners, everyone=True)
+            for i, everything in zip(few, shared, strict=True):
+                found[i] = replace(everything, chosen=found[i].tokens)
+        return [(groups[i], found[i]) for i in some]
+
+    def parts(self, stage: int) -> Iterator[range]:
+        """Cut the groups of a stage into those that are gathered in one pass."""
+        groups = self.block.stages[stage]
+        size = self._at_once(groups) if self.stream else len(groups)
         for start in range(0, len(groups), size):
-            some = range(start, min(start + size, len(groups)))
-            found = dict(zip(some, self._gather(self.stream, stage, some), strict=True))
-            few = [i for i in some if groups[i].routed and _few(found[i])]
-            if few:
-                _tell(groups, few, found)
-                shared = self._gather(self.stream, stage, few, everyone=True)
-                for i, everything in zip(few, shared, strict=True):
-                    found[i] = replace(everything, chosen=found[i].tokens)
-            yield from ((groups[i], found[i]) for i in some)
+            yield range(start, min(start + size, len(groups)))
 
     @torch.no_grad()
-    def advance(self) -> None:
-        """Move the streams behind the block."""
+    def advance(self, generation: int) -> dict[str, str]:
+        """Move the streams behind the block; return the checksums of their files."""
+        digests = {}
         for runs in (self.runs, self.twins):
             if runs:
-                runs.advance()
+                digests |= runs.advance(generation)
+        return digests
 
     def forget(self) -> None:
         """Tell that what feeds a stage was changed after the stage was gathered."""
@@ -86,22 +97,51 @@ class Capture:
 
     def _at_once(self, groups: tuple[Group, ...]) -> int:
         """Say how many groups' accounts fit into `ACCOUNT_BYTES`."""
-        weights = [self.block.get_parameter(f"{group.layers[0]}.weight") for group in groups]
-        channels = max(weight.shape[1] for weight in weights)
+        assert self.stream is not None, "what gathers nothing needs no room"
         matrices = 2 if Needs.DRIFT in self.needs else 1
-        return max(1, ACCOUNT_BYTES // (4 * channels**2 * matrices))
+        at_once = 1 + math.log2(max(2, len(self.stream.shards)))  # see `Tree`
+        size = 4 * max(map(self._channels, groups)) ** 2 * matrices * at_once
+        return max(1, int(ACCOUNT_BYTES / size))
 
     def _gather(
-        self, stream: Stream, stage: int, some: range | list[int], everyone: bool = False
+        self,
+        stream: Stream,
+        stage: int,
+        some: range | list[int],
+        owners: Owners,
+        everyone: bool = False,
     ) -> list[LayerStatistics]:
         """Account for what some groups of a stage receive, in one pass over the stream."""
+        groups = [self.block.stages[stage][i] for i in some]
+        trees = [Tree() for _ in some]
+        for shard in stream.shards:
+            accounts = [Account() for _ in some]
+            self._visit(stream, shard, stage, some, accounts, everyone)
+            for tree, account in zip(trees, accounts, strict=True):
+                account.thin(owners.shards)
+                tree.push(account)
+        totals = reduce_accounts(
+            [tree.total() for tree in trees], [self._channels(group) for group in groups],
+            [owners.of(group) for group in groups], self.needs, rank(), stream.states.device,
+        )  # fmt: skip
+        return [_closed(account, self.damping) for account in totals]
+
+    def _visit(
+        self,
+        stream: Stream,
+        shard: range,
+        stage: int,
+        some: range | list[int],
+        accounts: list[Account],
+        everyone: bool,
+    ) -> None:
+        """Add what some groups of a stage receive of one shard to their accounts."""
         routed = any(self.block.stages[stage][i].routed for i in some)
         assert self.runs is not None, "there is a stream"
-        accounts = [Account() for _ in some]
-        for batch, x in enumerate(stream.states):
+        for batch in shard:
             routes = None
             if routed and (everyone or self.full):  # both networks must send tokens the same way
-                routes = self.block.routes(x, stream.sight)
+                routes = self.block.routes(stream.states[batch], stream.sight)
                 routes = torch.ones_like(routes) if everyone and routes is not None else routes
 
             def inputs(runs: Runs, batch=batch, routes=routes) -> Iterator[Tensor]:
@@ -111,18 +151,29 @@ class Capture:
             twins = inputs(self.twins) if self.twins else repeat(None)
             for account, y, twin in zip(accounts, inputs(self.runs), twins, strict=False):
                 account.add(y, twin, Needs.SAMPLES in self.needs)
-        return [account.close(self.damping) for account in accounts]
+
+    def _channels(self, group: Group) -> int:
+        return self.block.get_parameter(f"{group.layers[0]}.weight").shape[1]
+
+    def _few(self, group: Group, stats: LayerStatistics) -> bool:
+        return stats.tokens * FEW < self._channels(group)
+
+    def _tell(
+        self, groups: tuple[Group, ...], few: list[int], found: dict[int, LayerStatistics]
+    ) -> None:
+        """Log which experts were calibrated on all tokens."""
+        least = min(found[i].tokens for i in few)
+        wanted = -(-self._channels(groups[few[0]]) // FEW)
+        logger.info(
+            "%d of %d experts (%s …) were chosen by fewer than %d tokens, one by %d: "
+            "calibrated on all",
+            len(few), sum(group.routed for group in groups), groups[few[0]].layers[0], wanted,
+            least,
+        )  # fmt: skip
 
 
-def _few(stats: LayerStatistics) -> bool:
-    return stats.tokens * FEW < len(stats.magnitude)
-
-
-def _tell(groups: tuple[Group, ...], few: list[int], found: dict[int, LayerStatistics]) -> None:
-    """Log which experts were calibrated on all tokens."""
-    least = min(found[i].tokens for i in few)
-    wanted = -(-len(found[few[0]].magnitude) // FEW)
-    logger.info(
-        "%d of %d experts (%s …) were chosen by fewer than %d tokens, one by %d: calibrated on all",
-        len(few), sum(group.routed for group in groups), groups[few[0]].layers[0], wanted, least,
-    )  # fmt: skip
+def _closed(account: Account, damping: float) -> LayerStatistics:
+    """Close an account; where another process has the sums, only the tokens are known."""
+    if account.sums:
+        return account.close(damping)
+    return replace(NO_STATISTICS, tokens=account.tokens)

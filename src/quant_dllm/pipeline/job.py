@@ -1,6 +1,5 @@
 """What a quantization is asked to do, checked in full before anything is read or written."""
 
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -13,6 +12,7 @@ from quant_dllm.calibration.base import Calibration
 from quant_dllm.calibration.corpus import fingerprint, token_windows
 from quant_dllm.checkpoint.fingerprint import Fingerprint
 from quant_dllm.checkpoint.writer import refuse_existing
+from quant_dllm.distributed import local_device
 from quant_dllm.errors import ModelError, RecipeError, RequestError, TextError
 from quant_dllm.models.bundled import bundled_text
 from quant_dllm.models.load import default_dtype, usable_device
@@ -46,6 +46,10 @@ class TuningText:
         return fingerprint(self.windows)
 
 
+COPIED = ("tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "added_tokens.json",
+          "generation_config.json", "chat_template*")  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Job:
     """One quantization, ready to run.
@@ -54,6 +58,7 @@ class Job:
         windows: Token windows before masking; ``None`` where the recipe looks at no data.
         tuning, tuning_text: How scales are tuned, and on what; ``None`` where they are not.
         packed: Of what was packed so far.
+        base: Of the 16-bit weights that were read so far.
     """
 
     source: Source
@@ -68,7 +73,7 @@ class Job:
     tuning: EndToEnd | None = None
     tuning_text: TuningText | None = None
     packed: Fingerprint = field(default_factory=Fingerprint)
-    _hash: Any = field(default_factory=hashlib.sha256)
+    base: Fingerprint = field(default_factory=Fingerprint)
 
     @classmethod
     def prepare(
@@ -110,7 +115,7 @@ class Job:
             windows, tuning_text = _part(windows, calibration.sequences, tuning)
         return cls(
             source, recipe, calibration, precision, quantizer, windows, mask, seed,
-            usable_device(device), tuning, tuning_text,
+            local_device(usable_device(device)), tuning, tuning_text,
         )  # fmt: skip
 
     @property
@@ -124,7 +129,7 @@ class Job:
         return self.quantizer.needs | self.precision.needs
 
     def read(self, name: str) -> Tensor:
-        """Read a tensor of the 16-bit model by its name in the network; note it for `digest`.
+        """Read a tensor of the 16-bit model by its name in the network; note it in `base`.
 
         Raises:
             ModelError: It holds a number that is not finite.
@@ -135,13 +140,29 @@ class Job:
                 f"{self.source.family.upstream(name)} of {self.source.name} holds NaN or infinity; "
                 "finite weights are wanted. Download the model again."
             )
-        self._hash.update(name.encode())
-        self._hash.update(tensor.contiguous().view(torch.uint8).numpy().data)
+        self.base.add(name, tensor)
         return tensor
 
-    def digest(self) -> str:
-        """Hash all weights read so far."""
-        return self._hash.hexdigest()[:16]
+    def copied(self) -> list[Path]:
+        """List the files of the 16-bit model that go into the checkpoint as they are."""
+        folder = self.source.folder.path
+        found = (file for pattern in COPIED for file in folder.glob(pattern))
+        return sorted(file for file in found if file.is_file())
+
+    def request(
+        self, model: str, text: Path | None, seed: int, attention_block: int | None
+    ) -> dict[str, Any]:
+        """Return the arguments of `quantize`, in JSON's types and independent of the folder."""
+        here = Path(model)
+        return {
+            "model": str(here.absolute()) if here.is_dir() else model,
+            "recipe": self.recipe.to_dict(),
+            "calibration": None if text is None else str(text.absolute()),
+            "seed": seed,
+            "device": str(self.device),
+            "mask_token_id": self.mask_token_id,
+            "attention_block": attention_block,
+        }
 
     def calibrated_on(self) -> dict[str, Any] | None:
         """Say which text the model was shown; ``None`` where the recipe looks at none."""

@@ -3,8 +3,6 @@
 import copy
 import logging
 import math
-import os
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -16,32 +14,46 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from quant_dllm.checkpoint.folder import FORMAT_VERSION, METHOD
+from quant_dllm.checkpoint.folder import FORMAT_VERSION, METHOD, Folder
 from quant_dllm.checkpoint.shim import SHIM, with_shim
 from quant_dllm.checkpoint.writer import CheckpointWriter
+from quant_dllm.distributed import (
+    any_rank,
+    broadcast_facts,
+    broadcast_tensors,
+    from_first,
+    processes,
+    rank,
+)
+from quant_dllm.errors import Interrupted
 from quant_dllm.memory import PeakMemory
 from quant_dllm.models.load import place, place_buffers
-from quant_dllm.models.network import Network, NetworkBlock
+from quant_dllm.models.network import NetworkBlock
 from quant_dllm.models.stage import STAGE_ORDERS, Group
+from quant_dllm.pipeline.block import BlockWork, Solved
 from quant_dllm.pipeline.capture import Capture
+from quant_dllm.pipeline.entry import open_streams, save_states
 from quant_dllm.pipeline.fold import can_fold, fold
+from quant_dllm.pipeline.identity import identity
 from quant_dllm.pipeline.job import Job
-from quant_dllm.pipeline.stream import Stream
+from quant_dllm.pipeline.journal import Journal, forget_published
+from quant_dllm.pipeline.owners import Owners
+from quant_dllm.pipeline.signals import Stop
 from quant_dllm.pipeline.tuned import tune
 from quant_dllm.quantizers.base import ScalesInputs
 from quant_dllm.recipe import DEFAULT, Recipe
 from quant_dllm.record import Bits, LayerRecord, RunRecord
-from quant_dllm.statistics.layer import LayerStatistics, Needs, output_error
+from quant_dllm.statistics.layer import NO_STATISTICS, LayerStatistics, output_error
 from quant_dllm.track import Track, silent
 from quant_dllm.weights.base import QuantizedWeight
 
 logger = logging.getLogger(__name__)
 
-BATCH_TOKENS = 4096  # tokens that go through a block at once
-COPIED = ("tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "added_tokens.json",
-          "generation_config.json", "chat_template*")  # fmt: skip
+ROUNDED = "rounded"  # in the folder of an unfinished run: the checkpoint that is tuned
+POOL_BYTES = 4 << 30  # hidden states in memory, unless something else is asked for
 
 
+@processes()
 def quantize(
     model: str | Path,
     out: str | Path,
@@ -53,9 +65,13 @@ def quantize(
     device: str | torch.device = "cpu",
     mask_token_id: int | None = None,
     attention_block: int | None = None,
+    max_memory: int | None = None,
     track: Track = silent,
 ) -> RunRecord:
-    """Quantize a model and write the packed checkpoint.
+    """Quantize a model and write the packed checkpoint; go on where an unfinished run stopped.
+
+    Under ``torchrun`` the calibration text and the layers are shared by all processes. What is
+    finished is saved in a hidden folder beside ``out``, see `Journal`, until ``out`` is there.
 
     Args:
         model: A folder, ``"tiny"``, or a Hugging Face id.
@@ -68,6 +84,8 @@ def quantize(
         mask_token_id: The mask token, where the model's folder does not say.
         attention_block: Length of block-causal attention, 0 for full attention, where neither the
             folder nor the family says it right.
+        max_memory: Bytes of hidden states that a process keeps in memory; the rest is read from
+            disk each time.
         track: Watches the progress.
 
     Returns:
@@ -77,50 +95,65 @@ def quantize(
         RecipeError: Unknown names or keys, values out of range, a budget that cannot be met.
         ModelError: Missing or damaged files, an unknown architecture, weights that are not finite.
         TextError: A text that is missing or too short.
-        RequestError: A model that is quantized already, no mask token, no such device.
-        CheckpointError: ``out`` is there already, or cannot be written.
+        RequestError: A model that is quantized already, no mask token, no such device, an
+            unfinished run with other inputs.
+        CheckpointError: ``out`` is there already, cannot be written, or is being written by another
+            run; what was saved of an unfinished run was changed.
+        Interrupted: Ctrl-C or SIGTERM came; the layer under way was finished and saved.
+        PeerLost: Another process of the run ended.
     """
     out, chosen = Path(out), Recipe.load(recipe).override(settings or {})
     text = None if calibration is None else Path(calibration)
     began = time.monotonic()
+    forget_published(out)
     job = Job.prepare(
         model, chosen, out, text=text, seed=seed, device=device, mask_token_id=mask_token_id,
         attention_block=attention_block,
     )  # fmt: skip
-    if job.tuning is None:
-        return round_model(out, job, began, track)
-    rounded = out.absolute().parent / f".{out.name}.rounded-{os.getpid()}"
-    try:
-        return tune(job, rounded, out, round_model(rounded, job, began, track), track)
-    finally:
-        shutil.rmtree(rounded, ignore_errors=True)
+    peak = PeakMemory(job.device.type)
+    run = Journal(out, identity(job), job.request(str(model), text, seed, attention_block))
+    with Stop() as stop, run as journal:
+        rounded = journal.folder / ROUNDED if job.tuning else out
+        record = _rounded(rounded) if job.tuning else None
+        if record is None:
+            blocks = quantize_blocks(job, journal, stop, max_memory or POOL_BYTES)
+            layers = list(track(blocks, f"quantizing by {chosen.name}", len(job.source.layers)))
+            record = _write(job, journal, rounded, layers, began, peak)
+        return tune(job, journal, stop, rounded, out, record, track) if job.tuning else record
 
 
-def round_model(out: Path, job: Job, began: float, track: Track) -> RunRecord:
-    """Round block after block and write a checkpoint.
+def _rounded(folder: Path) -> RunRecord | None:
+    """Return the record of a checkpoint that an earlier run rounded and did not come to tune."""
+    found = from_first(lambda: Folder(folder).manifest if folder.is_dir() else None)
+    return found and RunRecord.from_dict(found)
 
-    Args:
-        out: Folder to make.
-        job: What to do.
-        began: When the run began, on the monotonic clock.
-        track: Watches the progress.
-    """
-    peak, chosen = PeakMemory(job.device.type), job.recipe
-    total = len(job.source.layers)
-    with CheckpointWriter(out) as writer:
-        layers = list(track(quantize_blocks(job, writer), f"quantizing by {chosen.name}", total))
+
+def _write(
+    job: Job,
+    journal: Journal,
+    folder: Path,
+    layers: list[LayerRecord],
+    began: float,
+    peak: PeakMemory,
+) -> RunRecord:
+    """Write the checkpoint of finished blocks; the first process alone does."""
+    order = {job.source.upstream(slot): i for i, slot in enumerate(job.source.layers)}
+    layers.sort(key=lambda layer: order[layer.name])
+    if rank():
+        return RunRecord.from_dict(broadcast_facts(None, 0))
+    with CheckpointWriter(folder) as writer:
+        journal.hand_over(writer)
         for name in job.source.outside_blocks():
             writer.add({job.source.family.upstream(name): job.read(name)})
-        for pattern in COPIED:
-            for file in job.source.folder.path.glob(pattern):
-                writer.add_file(file.name, file.read_bytes())
+        for file in job.copied():
+            writer.add_file(file.name, file.read_bytes())
         parameters = job.source.parameters()
         record = RunRecord(
             format_version=FORMAT_VERSION,
-            recipe=chosen.to_dict(),
+            recipe=job.recipe.to_dict(),
             seed=job.seed,
             base_model=job.source.name,
-            base_fingerprint=job.digest(),
+            base_fingerprint=job.base.digest(),
             family=job.source.family.name,
             mask_token_id=job.mask_token_id,
             calibration=job.calibrated_on(),
@@ -131,7 +164,7 @@ def round_model(out: Path, job: Job, began: float, track: Track) -> RunRecord:
                 8 * writer.weight_bytes / parameters,
             ),
             parameters=parameters,
-            seconds=round(time.monotonic() - began, 2),
+            seconds=round(journal.seconds + time.monotonic() - began, 2),
             peak_memory=peak.process,
             peak_device_memory=peak.device,
             device=str(job.device),
@@ -141,35 +174,89 @@ def round_model(out: Path, job: Job, began: float, track: Track) -> RunRecord:
         )
         config, shim = with_shim(_config(job, layers))
         writer.add_file(SHIM, shim)
+        journal.publishing()
         writer.publish(config, record.to_dict())
+        broadcast_facts(record.to_dict(), 0)
     return record
 
 
 @torch.no_grad()
-def quantize_blocks(job: Job, writer: CheckpointWriter) -> Iterator[LayerRecord]:
-    """Quantize block after block; what went wrong in one flows into the next with the stream."""
+def quantize_blocks(job: Job, journal: Journal, stop: Stop, memory: int) -> Iterator[LayerRecord]:
+    """Quantize block after block; what went wrong in one flows into the next with the stream.
+
+    Raises:
+        Interrupted: It was asked to; all finished layers are saved.
+    """
     network = job.source.empty()
-    stream = _embed(job, network)
-    full = stream.copy() if stream and Needs.DRIFT in job.needs else None
-    for index, empty in enumerate(network.blocks):
-        block, weights = _read_block(job, index, empty)
+    for facts in journal.blocks:
+        job.packed.restore(facts["packed"])
+        job.base.restore(facts["base"])
+        yield from (LayerRecord(**record) for record in facts["layers"])
+    if len(journal.blocks) == len(network.blocks):
+        return
+    stream, full = open_streams(job, network, journal, memory)
+    for index in range(len(journal.blocks), len(network.blocks)):
+        began, before = time.monotonic(), (len(job.packed), len(job.base))
+        block, weights = _read_block(job, index, network.blocks[index])
         capture = Capture(block, stream, full, job.needs, job.calibration.damping)
-        packed: dict[str, QuantizedWeight] = {}
+        work = BlockWork(job, index, block, weights, journal)
         for stage in STAGE_ORDERS[job.calibration.order]:
-            for group, stats in capture.statistics(stage):
-                seen = stats
-                stats = _scale_inputs(job, block, group, stats, weights, packed)
-                if stats is not seen:
-                    capture.forget()
-                for name in group.layers:
-                    began = time.monotonic()
-                    packed[name] = _quantize_layer(job, weights[name], stats)
-                    seconds = time.monotonic() - began
-                    block.get_submodule(name).weight.data = packed[name].dequantize().to(job.dtype)
-                    upstream = job.source.upstream(f"blocks.{index}.{name}")
-                    yield _layer_record(upstream, weights.pop(name), packed[name], stats, seconds)
-        capture.advance()
-        _write_block(job, index, block, packed, writer)
+            for some in capture.parts(stage):
+                yield from _quantize_groups(work, capture, stage, some, stop)
+        if stream and index + 1 < len(network.blocks):
+            with journal.explained():
+                files = capture.advance(index + 1)
+            save_states(journal, index + 1, files)
+        tensors = _block_tensors(job, index, block, work.packed)
+        hashes = {
+            name: fingerprint.hashes(list(fingerprint)[start:])
+            for name, fingerprint, start in zip(
+                ("packed", "base"), (job.packed, job.base), before, strict=True
+            )
+        }
+        layers = [work.records[name].to_dict() for name in work.packed]
+        seconds = time.monotonic() - began
+        journal.save_block(index, tensors, {"seconds": seconds, "layers": layers} | hashes)
+        job.source.folder.close()
+
+
+def _quantize_groups(
+    work: BlockWork, capture: Capture, stage: int, some: range, stop: Stop
+) -> Iterator[LayerRecord]:
+    """Gather what some groups of a stage receive, and quantize their layers."""
+    groups = [work.block.stages[stage][i] for i in some]
+    owners = Owners.assign(work.block, groups)
+    found = [(group, NO_STATISTICS) for group in groups]
+    if not work.holds(owners.layers):
+        _obey(stop, work)
+        found = capture.statistics(stage, some, owners)
+    stats = {}
+    for group, gathered in found:
+        scaled = _scale_inputs(work, group, gathered, owners.of(group)[0])
+        if scaled is not gathered:
+            capture.forget()
+        stats |= dict.fromkeys(group.layers, scaled)
+    for names in owners.rounds():
+        yield from work.round(names, owners, stats, _solve)
+        _obey(stop, work)
+
+
+def _solve(work: BlockWork, name: str, stats: LayerStatistics) -> Solved:
+    """Quantize one layer."""
+    began = time.monotonic()
+    packed = _quantize_layer(work.job, work.weights[name], stats)
+    seconds = time.monotonic() - began
+    upstream = work.job.source.upstream(f"blocks.{work.index}.{name}")
+    return packed, _layer_record(upstream, work.weights[name], packed, stats, seconds)
+
+
+def _obey(stop: Stop, work: BlockWork) -> None:
+    """End the run if it was asked to in any process."""
+    if any_rank(stop.wanted):
+        raise Interrupted(
+            f"stopped in block {work.index}; all finished layers are saved. Go on with: "
+            f"quant-dllm resume {work.journal.out}"
+        )
 
 
 def _quantize_layer(job: Job, weight: Tensor, stats: LayerStatistics) -> QuantizedWeight:
@@ -179,35 +266,25 @@ def _quantize_layer(job: Job, weight: Tensor, stats: LayerStatistics) -> Quantiz
 
 
 def _scale_inputs(
-    job: Job,
-    block: NetworkBlock,
-    group: Group,
-    stats: LayerStatistics,
-    weights: dict[str, Tensor],
-    packed: dict[str, QuantizedWeight],
+    work: BlockWork, group: Group, stats: LayerStatistics, owner: int
 ) -> LayerStatistics:
     """Move part of the weights' scale into what produces the inputs, if the method wants it."""
+    job, block = work.job, work.block
     if not isinstance(job.quantizer, ScalesInputs) or not can_fold(block, group):
         return stats
-    shared = [weights[name] for name in group.layers]
-    s = job.quantizer.input_scale(shared, stats, job.precision.bits, job.precision.block_size)
+    s = work.saved_scale(group)
+    if s is None:
+        found = None
+        if rank() == owner:
+            shared = [work.weights[name] for name in group.layers]
+            bits, size = job.precision.bits, job.precision.block_size
+            found = {"s": job.quantizer.input_scale(shared, stats, bits, size)}
+        s = broadcast_tensors(found, owner, job.device)["s"]
     for name in group.layers:
-        weights[name] = weights[name] * s
-    fold(block, group, s, packed)
-    return stats.scaled(1 / s)
-
-
-def _embed(job: Job, network: Network) -> Stream | None:
-    """Turn what the model is shown into the stream that enters the first block."""
-    if job.windows is None:
-        return None
-    views, sight = network.look(*(ids.to(job.device) for ids in job.views()))
-    embed = copy.deepcopy(network.embed).eval()
-    for name in embed.state_dict():
-        place(embed, name, job.source.tensor(f"embed.{name}"), job.device, job.dtype)
-    place_buffers(embed, job.device)
-    batches = views.split(max(1, BATCH_TOKENS // views.shape[1]))
-    return Stream([embed(ids.to(job.device)) for ids in batches], sight)
+        work.weights[name] = work.weights[name] * s
+        work.scales[name] = s
+    fold(block, group, s, work.packed)
+    return stats.scaled(1 / s) if len(stats.moment) else stats
 
 
 def _read_block(
@@ -220,30 +297,29 @@ def _read_block(
     for name in dict(block.named_parameters()):
         tensor = job.read(f"blocks.{index}.{name}").to(job.device)
         place(block, name, tensor, job.device, job.dtype)
-        if name in linears:
-            weights[linears[name]] = tensor.float()
+        if name in linears:  # in float32 the block's own will do: nothing writes into it
+            own = block.get_parameter(name).data
+            weights[linears[name]] = own if own.dtype == torch.float32 else tensor.float()
     place_buffers(block, job.device)
     return block.eval(), weights
 
 
-def _write_block(
-    job: Job,
-    index: int,
-    block: nn.Module,
-    packed: dict[str, QuantizedWeight],
-    writer: CheckpointWriter,
-) -> None:
-    """Hand the packed layers to the writer, and what else the block holds in the model's dtype."""
+def _block_tensors(
+    job: Job, index: int, block: nn.Module, packed: dict[str, QuantizedWeight]
+) -> dict[str, Tensor]:
+    """Return the tensors of the packed layers, and what else there is in the model's dtype."""
+    found = {}
     for name, weight in packed.items():
         upstream = job.source.upstream(f"blocks.{index}.{name}")
         tensors = {f"{upstream}.{key}": t for key, t in weight.tensors().items()}
         for key, tensor in tensors.items():
             job.packed.add(key, tensor)
-        writer.add(tensors)
+        found |= tensors
     for name, parameter in block.named_parameters():
         if name.removesuffix(".weight") not in packed:
             upstream = job.source.family.upstream(f"blocks.{index}.{name}")
-            writer.add({upstream: parameter.data.to(job.source.folder.dtype(upstream))})
+            found[upstream] = parameter.data.to(job.source.folder.dtype(upstream))
+    return found
 
 
 def _layer_record(

@@ -8,25 +8,25 @@ from typing import Any
 from torch import Tensor
 
 from quant_dllm.models.network import NetworkBlock
+from quant_dllm.pipeline.spool import Spool
 
 HELD_BYTES = 1 << 30  # states that wait within a block while its layers are replaced
 
 
 @dataclass
 class Stream:
-    """What flows through the network while it is calibrated.
+    """What flows through the network while it is calibrated: this process's share of it.
 
     Attributes:
-        states: Batches [sequences, length, width] in front of the current block.
+        states: Batches [sequences, length, width] in front of the current block, by their number
+            among those of all processes.
+        shards: The numbers of the batches of each shard.
         sight: What blocks want beside them, see `Network.sight`.
     """
 
-    states: list[Tensor]
+    states: Spool
+    shards: list[range]
     sight: Any
-
-    def copy(self) -> "Stream":
-        """Return a stream that may flow through another block."""
-        return Stream(list(self.states), self.sight)
 
 
 class Run:
@@ -82,9 +82,11 @@ class Runs:
         """Start anew: what was run is no longer what would run."""
         self.held.clear()
 
-    def advance(self) -> None:
-        """Replace the states in front of the block by those behind it, batch by batch."""
-        for batch, x in enumerate(self.stream.states):
+    def advance(self, generation: int) -> dict[str, str]:
+        """Replace the states by those behind the block; return the checksums of their files."""
+        states = self.stream.states
+        for batch in (batch for shard in self.stream.shards for batch in shard):
             run = self.held.pop(batch, None)
-            behind = run.finish() if run else self.block(x, self.stream.sight)
-            self.stream.states[batch] = behind
+            behind = run.finish() if run else self.block(states[batch], self.stream.sight)
+            states.put(batch, behind, generation)
+        return states.turn(generation)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
+from quant_dllm.checkpoint import durable
 from quant_dllm.distributed import mean_over_ranks, rank, world
 from quant_dllm.models.model import DiffusionLM
 from quant_dllm.models.norm import RMSNorm
@@ -42,7 +43,8 @@ class EndToEndTuning:
         windows: Text to learn from.
         validation: Text to stop by.
         seed: Seed of the masks.
-        state: File to keep the state in, round by round, so that a run can go on.
+        state: ``.safetensors`` file to keep the state in, round by round, so that a run can go on;
+            a JSON file of the same stem goes with it.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class EndToEndTuning:
                 if self.step % self.settings.validate_every == 0 or self.step == last:
                     self._look()
                 yield step
-            self._keep()
+            self.save()
         for parameter, value in zip(self.learned, self.best, strict=True):
             parameter.data.copy_(value)
         freeze(self.model.backbone)
@@ -143,26 +145,40 @@ class EndToEndTuning:
     def _values(self) -> list[Tensor]:
         return [parameter.detach() for parameter in self.learned]
 
-    def _keep(self) -> None:
-        """Save the state: write beside, then rename."""
+    def save(self) -> None:
+        """Save the state, so that it is whole or as it was; see `durable`."""
         if self.state is None or rank():
             return
-        beside = self.state.with_suffix(".part")
-        state = {"learned": self._values(), "optimizer": self.optimizer.state_dict(),
-                 "best": self.best, "step": self.step, "curve": self.curve}  # fmt: skip
-        torch.save(state, beside)
-        beside.replace(self.state)
+        tensors = _numbered("learned", self._values()) | _numbered("best", self.best)
+        for parameter, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"adam.{parameter}.{name}": value for name, value in moments.items()}
+        durable.save(self.state, tensors, {"step": self.step, "curve": self.curve})
 
     def _resume(self) -> None:
-        """Go on from a saved state, if there is one."""
-        if self.state is None or not self.state.is_file():
+        """Go on from a saved state, if there is one.
+
+        Raises:
+            CheckpointError: It was changed since.
+        """
+        if self.state is None or not self.state.with_suffix(".json").is_file():
             return
-        kept = torch.load(self.state, map_location=self.model.device)
-        for parameter, value in zip(self.learned, kept["learned"], strict=True):
-            parameter.data.copy_(value)
-        self.optimizer.load_state_dict(kept["optimizer"])
-        self.best, self.step, self.curve = kept["best"], kept["step"], kept["curve"]
+        facts = durable.read_facts(self.state.with_suffix(".json"))
+        kept = durable.read_tensors(self.state, facts["file"])
+        for i, parameter in enumerate(self.learned):
+            parameter.data.copy_(kept[f"learned.{i}"])
+            self.best[i] = kept[f"best.{i}"].to(parameter.device)
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name in (name for name in kept if name.startswith("adam.")):
+            _, parameter, moment = name.split(".")
+            moments.setdefault(int(parameter), {})[moment] = kept[name]
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.step, self.curve = facts["step"], facts["curve"]
         logger.info("tuning goes on from step %d", self.step)
+
+
+def _numbered(name: str, tensors: list[Tensor]) -> dict[str, Tensor]:
+    return {f"{name}.{i}": tensor for i, tensor in enumerate(tensors)}
 
 
 def _norms(backbone: nn.Module) -> list[nn.Parameter]:

@@ -69,6 +69,7 @@ class LayerStatistics:
         account, twins = Account(), iter(full)
         for x in batches:
             account.add(x, next(twins) if Needs.DRIFT in needs else None, Needs.SAMPLES in needs)
+        account.thin(1)
         assert account.tokens, "a layer that saw nothing has no statistics"
         return account.close(damping)
 
@@ -100,7 +101,13 @@ NO_STATISTICS = LayerStatistics(torch.empty(0, 0), torch.empty(0), 0)
 
 @dataclass
 class Account:
-    """Sums under way, over the inputs that one group of layers has seen so far."""
+    """Sums under way, over the inputs that one group of layers has seen so far.
+
+    Attributes:
+        sums: By name: ``moment``, ``magnitude``, ``drift`` where it is asked for.
+        kept: Inputs that are kept, where samples are asked for.
+        tokens: How many tokens were summed.
+    """
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     kept: list[Tensor] = field(default_factory=list)
@@ -111,25 +118,42 @@ class Account:
         if keep:
             self.kept.append(x.flatten(0, -2))
         x = x.flatten(0, -2).float()
-        self._sum("moment", x.T @ x)
+        self._product("moment", x, x)
         self._sum("magnitude", x.abs().sum(0))
         if full is not None:
-            self._sum("drift", (full.flatten(0, -2).float() - x).T @ x)
+            self._product("drift", full.flatten(0, -2).float() - x, x)
         self.tokens += len(x)
 
-    def _sum(self, name: str, term: Tensor) -> None:
-        self.sums[name] = self.sums[name].add_(term) if name in self.sums else term
+    def thin(self, shards: int) -> None:
+        """Keep some of the samples, evenly spaced: this account's share of `KEPT_SAMPLES`."""
+        if self.kept:
+            stride = max(1, self.tokens * shards // KEPT_SAMPLES)
+            self.kept = [torch.cat(self.kept)[::stride].float()]
+
+    def merge(self, later: "Account") -> "Account":
+        """Take in the account of the tokens that follow."""
+        for name, term in later.sums.items():
+            self._sum(name, term)
+        self.kept += later.kept
+        self.tokens += later.tokens
+        return self
 
     def close(self, damping: float) -> LayerStatistics:
         """Return the account."""
-        samples = None
-        if self.kept:
-            stride = max(1, self.tokens // KEPT_SAMPLES)
-            samples = torch.cat(self.kept)[::stride].float()
         return LayerStatistics(
             self.sums["moment"], self.sums["magnitude"], self.tokens, damping,
-            self.sums.get("drift"), samples,
+            self.sums.get("drift"), torch.cat(self.kept) if self.kept else None,
         )  # fmt: skip
+
+    def _product(self, name: str, a: Tensor, b: Tensor) -> None:
+        """Add ``Σ a bᵀ`` without a second matrix beside the sum."""
+        if name in self.sums:
+            self.sums[name].addmm_(a.T, b)
+        else:
+            self.sums[name] = a.T @ b
+
+    def _sum(self, name: str, term: Tensor) -> None:
+        self.sums[name] = self.sums[name].add_(term) if name in self.sums else term
 
 
 def output_error(

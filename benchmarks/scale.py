@@ -1,0 +1,249 @@
+"""Several processes against one: seconds, equality, and a model of the time that predicts more.
+
+    python benchmarks/scale.py --ranks 1 --ranks 2           # measured here, then predicted
+    python benchmarks/scale.py --predict-only                # from the recorded points
+
+The model of the time of one block, with W processes, N tokens, and layers [out, in]:
+
+    forward      p · 2 N Σ out·in / (W · F)       p passes of the text through (parts of) the block
+    moments      2 N Σ in² / (W · F)              once for layers that share their input
+    solving      c · max over processes of Σ out·in² / F      layers packed into processes
+    traffic      (log2 W · Σ 4 in² + packed bytes) / B        sums to their owners, planes to all
+    the rest     s                                reading, saving: not shared
+
+F is the arithmetic of one process, FLOP/s; B what two processes exchange, bytes/s; c the solver's
+multiplications beyond GPTQ's out·in², and s seconds. F and B are measured here by a product of
+matrices and a broadcast; c and s are fitted to the run of one process. The runs of more processes
+are then predictions, held against what was measured.
+"""
+
+import argparse
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import kills
+import records
+from quant_dllm.models.source import locate, open_model
+
+RESULTS = records.RESULTS / "scale.jsonl"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a model decides the time.
+
+    Attributes:
+        blocks: Model blocks.
+        stages: Groups of layers [out, in] that share their input, stage after stage; of a group of
+            experts, how many there are of it.
+        active: Share of the tokens that a routed layer sees.
+    """
+
+    name: str
+    blocks: int
+    stages: tuple[tuple[tuple[int, ...], ...], ...]
+    experts: int = 1
+    active: float = 1.0
+
+
+def dense(name: str, blocks: int, width: int, mlp: int) -> Shape:
+    """Return a dense decoder; a layer is out, in, and how often it is there."""
+    return Shape(name, blocks, (
+        ((width, width, 3),), ((width, width, 1),), ((mlp, width, 2),), ((width, mlp, 1),),
+    ))  # fmt: skip
+
+
+def mixture(name: str, blocks: int, width: int, mlp: int, experts: int, chosen: int) -> Shape:
+    """Return a mixture of experts."""
+    return Shape(name, blocks, (
+        ((width, width, 3),), ((width, width, 1),), ((mlp, width, 2),), ((width, mlp, 1),),
+    ), experts, chosen / experts)  # fmt: skip
+
+
+LLADA = dense("LLaDA-8B", 32, 4096, 12288)
+LARGE = mixture("100B mixture", 32, 4096, 1024, 256, 8)
+"""Its blocks hold 256 experts of 3 · 4096 · 1024 weights: 103 B in all."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """F, B, c and s of the module's docstring; bits are those a packed weight takes."""
+
+    flops: float
+    bytes_per_s: float
+    solver: float
+    rest_s: float
+    bits: float = 2.26
+
+    def seconds(self, shape: Shape, ranks: int, tokens: int) -> dict[str, float]:
+        """Predict the seconds of a whole run, by part."""
+        forward = moments = solving = traffic = 0.0
+        for stage in shape.stages:
+            routed = shape.experts if stage in shape.stages[2:] else 1
+            share = shape.active if routed > 1 else 1.0
+            for out, inputs, count in stage:
+                seen = tokens * share * routed
+                forward += 2 * seen * out * inputs * count
+                moments += 2 * seen * inputs**2
+                rounds = math.ceil(count * routed / ranks)
+                solving += self.solver * rounds * out * inputs**2
+                sums = 4 * inputs**2 * routed * math.log2(ranks)
+                planes = out * inputs * count * routed * self.bits / 8 * (ranks > 1)
+                traffic += sums + planes
+        passes = 1 + len(shape.stages) / 2  # a stage's inputs need the stages before it
+        found = {
+            "forward": passes * forward / ranks / self.flops,
+            "moments": moments / ranks / self.flops,
+            "solving": solving / self.flops,
+            "traffic": traffic / self.bytes_per_s,
+            "the rest": self.rest_s,
+        }
+        return {part: shape.blocks * seconds for part, seconds in found.items()}
+
+
+H100 = Machine(flops=2e14, bytes_per_s=2e11, solver=0.0, rest_s=2.0)
+"""Assumed, not measured: a fifth of the bfloat16 peak, NVLink; c is that of this machine."""
+
+
+def arithmetic(size: int = 1024, runs: int = 5) -> float:
+    """Measure F: FLOP/s of a product of square float32 matrices in this process."""
+    a, seconds = torch.randn(size, size), []
+    for _ in range(runs):
+        began = time.perf_counter()
+        a @ a
+        seconds.append(time.perf_counter() - began)
+    return 2 * size**3 / sorted(seconds)[runs // 2]
+
+
+TRAFFIC = """
+import time, torch
+from quant_dllm.distributed import processes, broadcast_tensors, rank
+with processes():
+    t = {"t": torch.zeros(4 << 20)}
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        broadcast_tensors(t if rank() == 0 else None, 0, torch.device("cpu"))
+        seconds.append(time.perf_counter() - began)
+    if rank() == 0:
+        print(4 * (4 << 20) / sorted(seconds)[2])
+"""
+
+
+def exchange() -> float:
+    """Measure B: bytes/s of a broadcast between two processes of this machine."""
+    env = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517"}
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", TRAFFIC], env=env | {"RANK": str(rank)},
+                         stdout=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]  # fmt: skip
+    said = [process.communicate()[0] for process in ranks]
+    return float(said[0])
+
+
+def measure(model: str, ranks: int, args: argparse.Namespace, out: Path) -> dict[str, Any]:
+    """Quantize with so many processes of one thread each."""
+    command = [
+        sys.executable, "-m", "quant_dllm.cli.main", "quantize", model, "-o", str(out), "--json",
+        "-r", args.recipe, "--gpus", str(ranks), "--set", f"calibration.sequences={args.sequences}",
+        "--set", f"calibration.length={args.length}",
+    ]  # fmt: skip
+    env = os.environ | {"OMP_NUM_THREADS": "1", "QUANT_DLLM_KERNEL": "reference"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=env)
+    if done.returncode:
+        sys.exit(done.returncode)
+    manifest = json.loads((out / "quant_dllm.json").read_text())
+    return {
+        "what": "scale", "model": model, "recipe": args.recipe, "ranks": ranks,
+        "sequences": args.sequences, "length": args.length, "seconds": manifest["seconds"],
+        "solving_s": sum(layer["seconds"] for layer in manifest["layers"]),
+        "peak_resident_bytes": manifest["peak_memory"], "digests": kills.digests(out),
+    } | records.where()  # fmt: skip
+
+
+def shape_of(model: str) -> Shape:
+    """Read the shape of a dense model."""
+    config = open_model(model).config
+    return dense(model, config.blocks, config.width, config.mlp_width)
+
+
+def fit(one: dict[str, Any], shape: Shape, flops: float, exchanged: float) -> Machine:
+    """Fit c and s to the run of one process."""
+    tokens = one["sequences"] * one["length"]
+    work = shape.blocks * sum(
+        n * out * inputs**2 for stage in shape.stages for out, inputs, n in stage
+    )
+    solver = one["solving_s"] * flops / work
+    bare = sum(Machine(flops, exchanged, solver, 0.0).seconds(shape, 1, tokens).values())
+    return Machine(flops, exchanged, solver, max(0.0, one["seconds"] - bare) / shape.blocks)
+
+
+def report(found: list[dict[str, Any]], flops: float, exchanged: float) -> str:
+    """Format what was measured beside what is predicted."""
+    one = next(r for r in found if r["ranks"] == 1)
+    shape = shape_of(one["model"])
+    here, tokens = fit(one, shape, flops, exchanged), one["sequences"] * one["length"]
+    rows = [f"F = {flops / 1e9:.1f} GFLOP/s, B = {exchanged / 1e9:.2f} GB/s, c = {here.solver:.0f},"
+            f" s = {here.rest_s:.2f} s a block", "",
+            "| processes | seconds | predicted | bytes equal |", "|--:|--:|--:|---|"]  # fmt: skip
+    for r in sorted(found, key=lambda r: r["ranks"]):
+        told = sum(here.seconds(shape, r["ranks"], tokens).values())
+        equal = "yes" if r["digests"] == one["digests"] else "**no**"
+        rows.append(f"| {r['ranks']} | {r['seconds']:.1f} | {told:.1f} | {equal} |")
+    gpu = Machine(H100.flops, H100.bytes_per_s, here.solver, H100.rest_s)
+    rows += ["", "| model | GPUs | hours | forward | moments | solving | traffic | the rest |",
+             "|---|--:|--:|--:|--:|--:|--:|--:|"]  # fmt: skip
+    for big in (LLADA, LARGE):
+        for ranks in (1, 8, 64):
+            parts = gpu.seconds(big, ranks, 128 * 4096)
+            cells = " | ".join(f"{seconds / sum(parts.values()):.0%}" for seconds in parts.values())
+            hours = sum(parts.values()) / 3600
+            rows.append(f"| {big.name} | {ranks} | {hours:.2f} | {cells} |")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Several processes against one.")
+    parser.add_argument("--model", default="tiny", help="a dense one")
+    parser.add_argument("--recipe", default="quant-dllm-2bit")
+    parser.add_argument("--sequences", type=int, default=32)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--ranks", type=int, action="append", help="processes; again for more")
+    parser.add_argument("--predict-only", action="store_true", help="use the recorded points")
+    parser.add_argument("--record", action="store_true", help=f"add to {RESULTS.name}")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.predict_only:
+        found = records.read(RESULTS)
+        print(report(found, found[-1]["flops"], found[-1]["bytes_per_s"]))
+        return
+    flops, exchanged = arithmetic(), exchange()
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for ranks in args.ranks or [1, 2]:
+            out = Path(folder) / str(ranks)
+            record = measure(args.model, ranks, args, out)
+            found.append(record | {"flops": flops, "bytes_per_s": exchanged})
+            shutil.rmtree(out)
+            print(json.dumps(found[-1]), file=sys.stderr, flush=True)
+            if args.record:
+                with RESULTS.open("a") as file:
+                    records.append(file, found[-1])
+    print(report(found, flops, exchanged))
+
+
+if __name__ == "__main__":
+    assert locate("tiny").is_dir()
+    main()

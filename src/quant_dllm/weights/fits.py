@@ -1,0 +1,56 @@
+"""Whether the stored tensors of a packed weight belong together, told from their shapes alone.
+
+A checkpoint is somebody's file: its shapes are held against its layout before anything is allocated
+or a kernel reads a byte of it.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from quant_dllm.weights.packing import packed_width, places
+
+Shapes = dict[str, tuple[int, ...]]
+ORDERS = {"binary": "orders", "uniform": "bits", "affine": "bits"}
+"""The tensor that tells the planes of each block, by kind of weight."""
+MOST_PLANES = 16
+
+
+def misfit(kind: str, shapes: Shapes, layout: dict[str, Any], orders: Sequence[int]) -> str | None:
+    """Say what does not belong together, or nothing.
+
+    Args:
+        kind: Of the weight, see `weights.base.WEIGHTS`; kinds without blocks always fit.
+        shapes: Of its tensors, by name.
+        layout: What ``config.json`` says of it.
+        orders: Planes of each block, as they are stored.
+    """
+    if kind not in ORDERS:
+        return None
+    size, inputs = layout.get("block_size"), layout.get("in_features")
+    if not _is_count(size) or not _is_count(inputs):
+        return f"blocks of {size!r} of {inputs!r} input channels"
+    assert isinstance(size, int) and isinstance(inputs, int)
+    if len(orders) != -(-inputs // size) or not all(0 < k <= MOST_PLANES for k in orders):
+        return f"{len(orders)} blocks of {size} for {inputs} input channels"
+    out = shapes["planes"][0] if shapes["planes"] else 0
+    for name, wanted in _wanted(kind, out, size, inputs, orders).items():
+        if name in shapes and shapes[name] != wanted:
+            return f"{name} of shape {list(shapes[name])} where {list(wanted)} is wanted"
+    return None
+
+
+def _wanted(kind: str, out: int, size: int, inputs: int, orders: Sequence[int]) -> Shapes:
+    """Return the shapes that the docs of the format give."""
+    found = list(places(inputs, size, orders))
+    planes = sum(place.order for place in found)
+    width = sum(place.order * packed_width(place.width) for place in found)
+    shapes: Shapes = {"planes": (out, width)}
+    if kind == "binary":
+        columns = sum(place.order * place.width for place in found)
+        return shapes | {"row_scales": (out, planes), "column_scales": (columns,)}
+    zero = (planes, packed_width(out)) if kind == "uniform" else (out, len(orders))
+    return shapes | {"scales": (out, len(orders)), "zero_points": zero}
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
