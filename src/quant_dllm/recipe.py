@@ -42,7 +42,20 @@ QUANTIZERS = Registry(
         "slim-llm": "quant_dllm.quantizers.slim_llm:SliMLLM",
     },
 )
-PARTS = {"calibration": CALIBRATIONS, "precision": PRECISIONS, "quantizer": QUANTIZERS}
+OUTSIDE = Registry(
+    "form of embedding and head",
+    {
+        "grouped": "quant_dllm.quantizers.outside:Grouped",
+        "unchanged": "quant_dllm.quantizers.outside:Unchanged",
+    },
+)
+METHOD = ("calibration", "precision", "quantizer")
+PARTS = {
+    "calibration": CALIBRATIONS,
+    "precision": PRECISIONS,
+    "quantizer": QUANTIZERS,
+    "outside": OUTSIDE,
+}
 DEFAULT = "quant-dllm-2bit"
 
 
@@ -87,6 +100,7 @@ class Recipe:
     Attributes:
         name: What it is called in tables.
         about: One line on where it comes from.
+        outside: What becomes of the embedding and the head.
     """
 
     name: str
@@ -94,6 +108,7 @@ class Recipe:
     calibration: Choice = Choice(name="mcs")
     precision: Choice = Choice(name="abmp")
     quantizer: Choice = Choice(name="daq")
+    outside: Choice = Choice(name="unchanged")
 
     @classmethod
     def load(cls, source: "str | Path | Recipe") -> "Recipe":
@@ -116,7 +131,7 @@ class Recipe:
 
     @classmethod
     def parse(cls, text: str, name: str) -> "Recipe":
-        """Read YAML: ``about`` and the three parts, each ``{name: …, field: value, …}``.
+        """Read YAML: ``about`` and the parts, each ``{name: …, field: value, …}``.
 
         Or ``about``, ``base`` (another recipe) and ``set`` (what to change in it, by path).
         """
@@ -172,7 +187,7 @@ class Recipe:
 
     def build(self) -> tuple[Any, Any, Any]:
         """Construct calibration, precision policy and quantizer."""
-        return tuple(getattr(self, part).build(part) for part in PARTS)  # type: ignore[return-value]
+        return tuple(getattr(self, part).build(part) for part in METHOD)  # type: ignore[return-value]
 
     def to_dict(self) -> dict[str, Any]:
         """List every field of every part with its value, in JSON's types."""

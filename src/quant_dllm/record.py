@@ -82,6 +82,7 @@ class RunRecord:
         peak_device_memory: The same of an accelerator.
         fingerprint: Of the packed tensors, see `checkpoint.fingerprint`; ``None`` in records that
             were written before there was one.
+        outside: Embedding and head, where they are packed.
     """
 
     format_version: int
@@ -101,6 +102,7 @@ class RunRecord:
     versions: dict[str, str]
     fingerprint: str | None = None
     layers: list[LayerRecord] = field(default_factory=list)
+    outside: list[LayerRecord] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON's types."""
@@ -109,8 +111,10 @@ class RunRecord:
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> "RunRecord":
         """Read what `to_dict` gave."""
-        layers = [LayerRecord(**layer) for layer in raw["layers"]]
-        return cls(**raw | {"bits": Bits(**raw["bits"]), "layers": layers})
+        made: dict[str, Any] = {"bits": Bits(**raw["bits"])}
+        for part in ("layers", "outside"):
+            made[part] = [LayerRecord(**layer) for layer in raw.get(part, ())]
+        return cls(**raw | made)
 
 
 BASE = "16-bit"

@@ -11,14 +11,18 @@ import torch
 from quant_dllm.errors import RequestError
 from quant_dllm.kernels import dispatch, native, reference
 from quant_dllm.linear import QuantLinear
+from quant_dllm.weights.compact import CompactWeight
 from quant_dllm.weights.random import random_weight
 
 pytestmark = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
 
 
-@pytest.fixture
-def weight():
-    return random_weight(48, 200, 64, [2, 1, 3, 2])
+@pytest.fixture(params=["binary", "compact"])
+def weight(request):
+    made = random_weight(48, 200, 64, [2, 1, 3, 2])
+    if request.param == "binary":
+        return made
+    return CompactWeight.of([made.block(place) for place in made.places()], 64, 6)
 
 
 @pytest.fixture

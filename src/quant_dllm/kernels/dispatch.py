@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 BACKENDS = ("triton", "native", "reference")
 BY_NAME_ONLY = ("native_precise",)
 FORCE = "QUANT_DLLM_KERNEL"
+OUTSIDE = "grouped"  # the kind of embedding and head
 
 
 @runtime_checkable
@@ -112,7 +113,7 @@ def choose(x: Float[Tensor, "*batch in"], weight: QuantizedWeight) -> ModuleType
     Raises:
         RequestError: The environment names a backend that is unknown or refuses.
     """
-    forced = forced_backend()
+    forced = forced_backend(weight)
     for name in (forced,) if forced else BACKENDS:
         backend = import_module(f"quant_dllm.kernels.{name}")
         reason = backend.refuses(x, weight)
@@ -135,8 +136,10 @@ def refusals(x: Float[Tensor, "*batch in"], weight: QuantizedWeight) -> dict[str
     return found
 
 
-def forced_backend() -> str | None:
+def forced_backend(weight: QuantizedWeight) -> str | None:
     """Read the name of the only backend to use; ``None`` leaves the choice to `choose`.
+
+    Kernels are named for the blocks' layers: an embedding or a head is left to those that take it.
 
     Raises:
         RequestError: There is no such backend.
@@ -147,7 +150,7 @@ def forced_backend() -> str | None:
         raise RequestError(
             f"{FORCE} is {os.environ[FORCE]!r}.{hint(forced, known)} Known: {', '.join(known)}."
         )
-    return forced or None
+    return None if weight.kind == OUTSIDE else forced or None
 
 
 def _warn_of_slowness(name: str, device: str, kind: str, reason: str) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from quant_dllm.checkpoint.fingerprint import Fingerprint
 from quant_dllm.checkpoint.folder import Folder
+from quant_dllm.embedding import QuantEmbedding
 from quant_dllm.errors import CheckpointError, RequestError
 from quant_dllm.linear import QuantLinear
 from quant_dllm.memory import PeakMemory
@@ -18,6 +19,7 @@ from quant_dllm.models.mask_token import resolve_mask_token
 from quant_dllm.models.model import DiffusionLM
 from quant_dllm.models.network import Network
 from quant_dllm.models.source import Source, open_model
+from quant_dllm.packed import Packed
 from quant_dllm.weights.base import WEIGHTS, QuantizedWeight
 
 logger = logging.getLogger(__name__)
@@ -65,6 +67,8 @@ def load(
     tensors = (*backbone.parameters(), *backbone.buffers())
     assert not any(tensor.is_meta for tensor in tensors), "every tensor was placed"
     for layer in backbone.modules():
+        if isinstance(layer, QuantEmbedding):
+            layer.dtype = kind
         if isinstance(layer, QuantLinear):
             layer.prepare(torch.empty(0, layer.in_features, dtype=kind, device=target))
     if mask_token_id is not None:
@@ -109,23 +113,21 @@ def empty_backbone(source: Source) -> Network:
     """Build the network on the meta device, packed where the folder is packed."""
     backbone = source.empty()
     for slot, layout in source.packed_layers.items():
-        bias = getattr(backbone.get_submodule(slot), "bias", None)
+        plain = backbone.get_submodule(slot)
         backbone.set_submodule(
-            slot, empty_layer(source.folder, source.upstream(slot), layout, bias)
+            slot, empty_layer(source.folder, source.upstream(slot), layout, plain)
         )
     return backbone
 
 
-def empty_layer(
-    folder: Folder, upstream: str, layout: dict[str, Any], bias: Tensor | None
-) -> QuantLinear:
-    """Make a packed layer on the meta device, shaped like what the folder holds of it.
+def empty_layer(folder: Folder, upstream: str, layout: dict[str, Any], plain: nn.Module) -> Packed:
+    """Make a packed layer or embedding on the meta device, shaped like what the folder holds of it.
 
     Args:
         folder: The packed checkpoint.
         upstream: Upstream's name of the layer.
         layout: What ``config.json`` says of it.
-        bias: Its bias, if it has one.
+        plain: What stands there in the 16-bit network.
 
     Raises:
         CheckpointError: The folder lacks a tensor.
@@ -143,7 +145,9 @@ def empty_layer(
         for name, full in names.items()
     }
     with torch.device("meta"):
-        return QuantLinear(kind, tensors, layout, bias)
+        if isinstance(plain, nn.Embedding):
+            return QuantEmbedding(kind, tensors, layout, plain.weight.dtype)
+        return QuantLinear(kind, tensors, layout, getattr(plain, "bias", None))
 
 
 def place(
@@ -164,7 +168,7 @@ def is_packed(network: nn.Module, name: str) -> bool:
     """Tell whether a tensor of a network is part of a packed weight."""
     slot, _, leaf = name.rpartition(".")
     module = network.get_submodule(slot)
-    return isinstance(module, QuantLinear) and leaf in module.kind.names
+    return isinstance(module, Packed) and leaf in module.kind.names
 
 
 def check_fingerprint(folder: Folder, found: str) -> None:

@@ -22,6 +22,7 @@ from quant_dllm.models.source import Source, open_model
 from quant_dllm.pipeline.writing import Writing
 from quant_dllm.precision.uniform import Uniform
 from quant_dllm.quantizers.base import Quantizer
+from quant_dllm.quantizers.outside import OutsidePolicy
 from quant_dllm.recipe import Recipe
 from quant_dllm.statistics.layer import Needs
 
@@ -40,6 +41,7 @@ class Job:
     calibration: Calibration
     precision: Uniform
     quantizer: Quantizer
+    outside: OutsidePolicy
     windows: Int[Tensor, "n length"] | None
     mask_token_id: int
     seed: int
@@ -67,6 +69,7 @@ class Job:
         """
         refuse_existing(out)
         calibration, precision, quantizer = recipe.build()
+        outside = recipe.outside.build("outside")
         source = open_model(model, attention_block)
         if source.folder.quantization:
             raise RequestError(
@@ -80,7 +83,9 @@ class Job:
         if (quantizer.needs | precision.needs) != Needs.NOTHING:
             windows = _windows(source, calibration, tokenizer, text, seed)
         where = usable_device(device)
-        return cls(source, recipe, calibration, precision, quantizer, windows, mask, seed, where)
+        return cls(
+            source, recipe, calibration, precision, quantizer, outside, windows, mask, seed, where
+        )
 
     @property
     def dtype(self) -> torch.dtype:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from quant_dllm.checkpoint.folder import FORMAT_VERSION, METHOD
 from quant_dllm.checkpoint.shim import SHIM, with_shim
 from quant_dllm.checkpoint.writer import CheckpointWriter
+from quant_dllm.embedding import QuantEmbedding
 from quant_dllm.memory import PeakMemory
 from quant_dllm.models.load import place, place_buffers
 from quant_dllm.models.network import Network, NetworkBlock
@@ -24,6 +25,7 @@ from quant_dllm.models.stage import STAGE_ORDERS, Group
 from quant_dllm.pipeline.capture import Capture, Stream
 from quant_dllm.pipeline.fold import can_fold, fold
 from quant_dllm.pipeline.job import Job
+from quant_dllm.pipeline.outside import Outside, pack_outside, write_outside
 from quant_dllm.quantizers.base import ScalesInputs
 from quant_dllm.recipe import DEFAULT, Recipe
 from quant_dllm.record import Bits, LayerRecord, RunRecord
@@ -86,9 +88,10 @@ def quantize(
     peak = PeakMemory(job.device.type)
     total = len(job.source.layers)
     with CheckpointWriter(out) as writer:
-        layers = list(track(quantize_blocks(job, writer), f"quantizing by {chosen.name}", total))
-        for name in job.source.outside_blocks():
-            writer.add({job.source.family.upstream(name): job.read(name)})
+        outside = pack_outside(job)
+        blocks = quantize_blocks(job, writer, outside)
+        layers = list(track(blocks, f"quantizing by {chosen.name}", total))
+        write_outside(job, outside, writer)
         for pattern in COPIED:
             for file in job.source.folder.path.glob(pattern):
                 writer.add_file(file.name, file.read_bytes())
@@ -116,19 +119,22 @@ def quantize(
             versions={name: version(name) for name in ("quant-dllm", "torch", "safetensors")},
             fingerprint=job.packed.digest(),
             layers=layers,
+            outside=[layer for _, layer in outside.values()],
         )
-        config, shim = with_shim(_config(job, layers))
+        config, shim = with_shim(_config(job, [*layers, *record.outside]))
         writer.add_file(SHIM, shim)
         writer.publish(config, record.to_dict())
     return record
 
 
 @torch.no_grad()
-def quantize_blocks(job: Job, writer: CheckpointWriter) -> Iterator[LayerRecord]:
+def quantize_blocks(job: Job, writer: CheckpointWriter, outside: Outside) -> Iterator[LayerRecord]:
     """Quantize block after block; what went wrong in one flows into the next with the stream."""
     network = job.source.empty()
-    stream = _embed(job, network)
-    full = stream.copy() if stream and Needs.DRIFT in job.needs else None
+    stream = _embed(job, network, outside)
+    full = None
+    if stream and Needs.DRIFT in job.needs:
+        full = _embed(job, network, {}) if outside else stream.copy()
     for index, empty in enumerate(network.blocks):
         block, weights = _read_block(job, index, empty)
         capture = Capture(block, stream, full, job.needs, job.calibration.damping)
@@ -172,15 +178,18 @@ def _scale_inputs(
     return stats.scaled(1 / s)
 
 
-def _embed(job: Job, network: Network) -> Stream | None:
+def _embed(job: Job, network: Network, outside: Outside) -> Stream | None:
     """Turn what the model is shown into the stream that enters the first block."""
     if job.windows is None:
         return None
     views, sight = network.look(*(ids.to(job.device) for ids in job.views()))
-    embed = copy.deepcopy(network.embed).eval()
-    for name in embed.state_dict():
-        place(embed, name, job.source.tensor(f"embed.{name}"), job.device, job.dtype)
-    place_buffers(embed, job.device)
+    if "embed" in outside:
+        embed = QuantEmbedding.of(outside["embed"][0], job.dtype)
+    else:
+        embed = copy.deepcopy(network.embed).eval()
+        for name in embed.state_dict():
+            place(embed, name, job.source.tensor(f"embed.{name}"), job.device, job.dtype)
+        place_buffers(embed, job.device)
     batches = views.split(max(1, BATCH_TOKENS // views.shape[1]))
     return Stream([embed(ids.to(job.device)) for ids in batches], sight)
 
