@@ -76,6 +76,17 @@ def test_transformers_gives_the_same_logits(compact, example, dtype, tmp_path):
     assert torch.equal(load(tmp_path, dtype=dtype)(example.input_ids).logits, expected)
 
 
+def test_inspect_shows_it(compact, capsys):
+    from quant_dllm.cli.inspect import inspect
+
+    inspect(str(compact[1]))
+    shown = capsys.readouterr().out
+    assert "compact, scales of 6 bits" in shown and "of the file" in shown
+    for layer in compact[0].outside:
+        assert f"{layer.name} 4 bits, {layer.stored_bits:.3f} stored" in shown
+    assert compact[0].outside or "as the model has them" in shown
+
+
 def test_it_generates_and_is_measured(compact, model, text):
     assert quant_dllm.generate(compact[1], "w5 w6 w7 w8 w9", length=16).token_ids
     found = quant_dllm.evaluate(compact[1], model, text, sequences=2, length=32, draws=1)

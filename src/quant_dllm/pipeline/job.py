@@ -22,7 +22,7 @@ from quant_dllm.models.source import Source, open_model
 from quant_dllm.pipeline.writing import Writing
 from quant_dllm.precision.uniform import Uniform
 from quant_dllm.quantizers.base import Quantizer
-from quant_dllm.quantizers.outside import OutsidePolicy
+from quant_dllm.quantizers.outside import Grouped, Unchanged
 from quant_dllm.recipe import Recipe
 from quant_dllm.statistics.layer import Needs
 
@@ -41,7 +41,7 @@ class Job:
     calibration: Calibration
     precision: Uniform
     quantizer: Quantizer
-    outside: OutsidePolicy
+    outside: Grouped | Unchanged
     windows: Int[Tensor, "n length"] | None
     mask_token_id: int
     seed: int

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from quant_dllm.checkpoint.writer import CheckpointWriter
 from quant_dllm.pipeline.job import Job
+from quant_dllm.quantizers.outside import Unchanged
 from quant_dllm.record import LayerRecord
 from quant_dllm.weights.grouped import GroupedWeight
 
@@ -20,9 +21,11 @@ Outside = dict[str, tuple[GroupedWeight, LayerRecord]]
 @torch.no_grad()
 def pack_outside(job: Job) -> Outside:
     """Round embedding and head as the recipe says; return them by slot."""
+    if isinstance(job.outside, Unchanged):
+        return {}
     found = {}
     slots = job.source.empty().outside
-    if not slots and job.recipe.outside.name != "unchanged":
+    if not slots:
         logger.warning(
             "Embedding and head of %s stay as they are: a %s network is transformers' own, which "
             "cannot look packed rows up.", job.source.name, job.source.family.name,
@@ -30,8 +33,7 @@ def pack_outside(job: Job) -> Outside:
     for slot in slots:
         began = time.monotonic()
         packed = job.outside.quantize(job.source.tensor(f"{slot}.weight").to(job.device))
-        if packed is not None:
-            found[slot] = packed, _record(job, slot, packed, time.monotonic() - began)
+        found[slot] = packed, _record(job, slot, packed, time.monotonic() - began)
     return found
 
 

@@ -4,7 +4,7 @@ At two bits they are more than half of the file of an 8B model that leaves them 
 """
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,21 +18,9 @@ TILE = 1 << 22  # weights rounded at once
 SHARES = tuple(1 - step / 50 for step in range(16))  # of a group's reach, down to 0.7
 
 
-@runtime_checkable
-class OutsidePolicy(Protocol):
-    """Rounds embedding and head, or leaves them alone."""
-
-    def quantize(self, weight: Float[Tensor, "out in"]) -> GroupedWeight | None:
-        """Round a weight; ``None`` leaves it as it is."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class Unchanged:
     """Embedding and head as the model has them (paper)."""
-
-    def quantize(self, weight: Float[Tensor, "out in"]) -> None:
-        """Leave it."""
 
 
 @dataclass(frozen=True, kw_only=True)

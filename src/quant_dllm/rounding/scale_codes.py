@@ -79,10 +79,11 @@ def _feed_on(
 ) -> Int[Tensor, "rows planes"]:
     """Round a row's scales in turn; each error moves the scales that are still free."""
     free, codes = scales.clone(), torch.empty_like(scales, dtype=torch.int32)
+    alone = torch.eye(len(grids), device=gram.device)  # where planes coincide: nothing is fed on
     factor, failed = torch.linalg.cholesky_ex(gram)
-    factor, worse = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)
-    lost = (failed + worse).bool()[:, None, None]  # two planes coincide: round what is there
-    U = torch.where(lost, torch.eye(len(grids), device=gram.device), factor)
+    factor = torch.where(failed.bool()[:, None, None], alone, factor)
+    factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)
+    U = torch.where(failed.bool()[:, None, None], alone, factor)
     for p, grid in enumerate(grids):
         codes[:, p] = grid.codes(free[:, p])
         error = (free[:, p] - grid.values(codes[:, p])) / U[:, p, p]
