@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from quant_dllm.kernels import dispatch
 from quant_dllm.kernels.dispatch import PreparedWeight
-from quant_dllm.weights.base import WEIGHTS, QuantizedWeight
+from quant_dllm.packed import Packed
+from quant_dllm.weights.base import QuantizedWeight
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -19,11 +20,8 @@ def eager(function: Function) -> Function:
     return cast(Function, torch.compiler.disable(function))
 
 
-class QuantLinear(nn.Module):
+class QuantLinear(Packed):
     """``x Ŵᵀ + bias``, with the tensors of a packed weight in place of ``weight``.
-
-    The tensors are frozen parameters, so that whatever moves, saves or offloads a model carries
-    them; scales keep their float16 whatever dtype the model computes in.
 
     A kernel that wants its own layout gets it at the first call, or from `prepare`. The prepared
     weight then stands in for the tensors, which are `None` meanwhile: two bits a weight are in
@@ -40,12 +38,8 @@ class QuantLinear(nn.Module):
         self, kind: str, tensors: dict[str, Tensor], layout: dict[str, Any], bias: Tensor | None
     ):
         """Build the layer from what a checkpoint holds of it; meta tensors will do."""
-        super().__init__()
-        self.kind: type[QuantizedWeight] = WEIGHTS.get(kind)
-        self.layout = layout
+        super().__init__(kind, tensors, layout)
         self.prepared = None
-        for name in self.kind.names:
-            self.register_parameter(name, nn.Parameter(tensors[name], requires_grad=False))
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
 
     @classmethod
@@ -56,9 +50,7 @@ class QuantLinear(nn.Module):
     @property
     def weight(self) -> QuantizedWeight:
         """View the parameters as the weight that they store, or restore it."""
-        if self.prepared is not None:
-            return self.prepared.restore()
-        return self.kind(**{name: getattr(self, name) for name in self.kind.names}, **self.layout)
+        return super().weight if self.prepared is None else self.prepared.restore()
 
     @property
     def in_features(self) -> int:
@@ -111,16 +103,9 @@ class QuantLinear(nn.Module):
             self._parameters[name] = nn.Parameter(tensor, requires_grad=False)
 
     def _apply(self, fn, recurse: bool = True):
-        """Move with the model, but let no ``.to(dtype)`` change what is stored."""
+        """Move the tensors, whichever layout is in memory."""
         self.settle()
-        stored = {id(getattr(self, name)) for name in self.kind.names}
-
-        def move(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            kept = id(tensor) not in stored or moved.dtype == tensor.dtype
-            return moved if kept else tensor.to(moved.device)
-
-        return super()._apply(move, recurse)
+        return super()._apply(fn, recurse)
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         """Save the tensors, whichever layout is in memory."""
@@ -133,8 +118,3 @@ class QuantLinear(nn.Module):
         """Load into the tensors."""
         self.settle()
         super()._load_from_state_dict(*args, **kwargs)
-
-    def extra_repr(self) -> str:
-        """Say what is stored."""
-        weight = self.weight
-        return f"{weight.in_features}, {weight.out_features}, {weight.kind}, {self.layout}"

@@ -50,11 +50,20 @@ TUNINGS = Registry(
         "none": "quant_dllm.tuning.none:NoTuning",
     },
 )
+OUTSIDE = Registry(
+    "form of embedding and head",
+    {
+        "grouped": "quant_dllm.quantizers.outside:Grouped",
+        "unchanged": "quant_dllm.quantizers.outside:Unchanged",
+    },
+)
+METHOD = ("calibration", "precision", "quantizer")
 PARTS = {
     "calibration": CALIBRATIONS,
     "precision": PRECISIONS,
     "quantizer": QUANTIZERS,
     "tuning": TUNINGS,
+    "outside": OUTSIDE,
 }
 DEFAULT = "quant-dllm-2bit"
 
@@ -100,6 +109,7 @@ class Recipe:
     Attributes:
         name: What it is called in tables.
         about: One line on where it comes from.
+        outside: What becomes of the embedding and the head.
     """
 
     name: str
@@ -108,6 +118,7 @@ class Recipe:
     precision: Choice = Choice(name="abmp")
     quantizer: Choice = Choice(name="daq")
     tuning: Choice = Choice(name="none")
+    outside: Choice = Choice(name="unchanged")
 
     @classmethod
     def load(cls, source: "str | Path | Recipe") -> "Recipe":
@@ -184,9 +195,9 @@ class Recipe:
             recipe = replace(recipe, **{part: choice})
         return recipe
 
-    def build(self) -> tuple[Any, Any, Any, Any]:
-        """Construct calibration, precision policy, quantizer and tuning."""
-        return tuple(getattr(self, part).build(part) for part in PARTS)  # type: ignore[return-value]
+    def build(self) -> tuple[Any, Any, Any]:
+        """Construct calibration, precision policy and quantizer."""
+        return tuple(getattr(self, part).build(part) for part in METHOD)  # type: ignore[return-value]
 
     def to_dict(self) -> dict[str, Any]:
         """List every field of every part with its value, in JSON's types."""

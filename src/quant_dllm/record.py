@@ -104,6 +104,7 @@ class RunRecord:
         fingerprint: Of the packed tensors, see `checkpoint.fingerprint`; ``None`` in records that
             were written before there was one.
         tuning: ``None`` where scales are as rounding gave them; errors of layers are before it.
+        outside: Embedding and head, where they are packed.
     """
 
     format_version: int
@@ -124,6 +125,7 @@ class RunRecord:
     fingerprint: str | None = None
     tuning: TuningRecord | None = None
     layers: list[LayerRecord] = field(default_factory=list)
+    outside: list[LayerRecord] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON's types."""
@@ -132,9 +134,11 @@ class RunRecord:
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> "RunRecord":
         """Read what `to_dict` gave."""
-        layers = [LayerRecord(**layer) for layer in raw["layers"]]
-        tuning = raw.get("tuning") and TuningRecord(**raw["tuning"])
-        return cls(**raw | {"bits": Bits(**raw["bits"]), "tuning": tuning, "layers": layers})
+        made: dict[str, Any] = {"bits": Bits(**raw["bits"])}
+        made["tuning"] = raw.get("tuning") and TuningRecord(**raw["tuning"])
+        for part in ("layers", "outside"):
+            made[part] = [LayerRecord(**layer) for layer in raw.get(part, ())]
+        return cls(**raw | made)
 
 
 BASE = "16-bit"

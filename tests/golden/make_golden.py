@@ -2,8 +2,9 @@
 
     python tests/golden/make_golden.py
 
-Writes ``v1-binary`` and ``v1-uniform`` beside this file: a random LLaDA of 24 channels whose blocks
-have one, two and three planes and a short last block, packed, with the logits that it gave.
+Writes ``v1-binary``, ``v1-uniform`` and ``v1-compact`` beside this file, where they are not there:
+a random LLaDA of 24 channels whose blocks have one, two and three planes and a short last block,
+packed, with the logits that it gave.
 """
 
 import json
@@ -46,7 +47,7 @@ def source(folder: Path) -> Path:
 
 
 def main() -> None:
-    """Quantize it twice."""
+    """Quantize it three times."""
     dice = random.Random(0)
     with tempfile.TemporaryDirectory() as name:
         text = Path(name) / "text.txt"
@@ -57,8 +58,13 @@ def main() -> None:
             ("binary", "quant-dllm-2bit", {"precision.ratio": 0.34}),
             ("uniform", "gptq-2bit", {"precision": "abmp", "precision.block_size": 8,
                                       "precision.ratio": 0.34}),
+            ("compact", "quant-dllm-2bit", {"precision.ratio": 0.34, "quantizer.scales": 6,
+                                            "outside": "grouped", "outside.bits": 4,
+                                            "outside.block_size": 10}),
         ):  # fmt: skip
             out = HERE / f"v1-{kind}"
+            if out.is_dir():
+                continue
             quant_dllm.quantize(model, out, recipe, settings=settings | changes, calibration=text)
             ids = torch.randint(63, (2, 16), generator=torch.Generator().manual_seed(1))
             logits = quant_dllm.load(out)(ids).logits

@@ -8,7 +8,6 @@ from safetensors.torch import load_file
 
 import quant_dllm
 from quant_dllm.checkpoint.folder import FORMAT_VERSION
-from quant_dllm.linear import QuantLinear
 from tests.conftest import GOLDEN
 
 CHECKPOINTS = sorted(folder.name for folder in GOLDEN.glob("v*-*"))
@@ -35,7 +34,7 @@ def test_it_loads_and_answers_as_it_did(golden):
 
 def test_it_holds_what_the_format_can_hold(golden):
     folder, _ = golden
-    layers = [m.weight for m in quant_dllm.load(folder).modules() if isinstance(m, QuantLinear)]
+    layers = [layer.weight for layer in quant_dllm.load(folder).packed()]
     assert len(layers) == 7
     orders = {
         order for w in layers for order in getattr(w, "orders", getattr(w, "bits", None)).tolist()
@@ -43,6 +42,51 @@ def test_it_holds_what_the_format_can_hold(golden):
     assert orders == {1, 2, 3}
     assert all(w.code_bits == 2.0 for w in layers)
     assert sum(f.stat().st_size for f in folder.iterdir()) < 45_000
+
+
+def scales(np, tensors, plane, columns):
+    """Return the row and the column scales of a plane, by docs/format.md alone."""
+    if "row_scales" in tensors:
+        a, c = tensors["row_scales"][:, plane], tensors["column_scales"][columns]
+        return a.astype(np.float32), c.astype(np.float32)
+    bits = len(tensors["column_codes"])
+
+    def decode(packed, grid, channels):
+        codes = [sum((row[i // 8] >> (i % 8) & 1) << k for k, row in enumerate(packed))
+                 for i in channels]  # fmt: skip
+        low, step = grid[:, plane].astype(np.float32)
+        roots = low + step * np.array(codes, np.float32)
+        return (roots * roots).astype(np.float16).astype(np.float32)
+
+    mine = tensors["row_codes"][plane * bits : (plane + 1) * bits]
+    channels = range(columns.start, columns.stop)
+    return (
+        decode(mine, tensors["row_grids"], range(24)),
+        decode(tensors["column_codes"], tensors["column_grids"], channels),
+    )
+
+
+def test_its_embedding_is_that_of_the_documented_layout(golden):
+    import numpy as np
+
+    folder, _ = golden
+    stored = load_file(folder / "model.safetensors")
+    if "model.transformer.wte.codes" not in stored:
+        pytest.skip("its embedding is not packed")
+    embed = quant_dllm.load(folder).backbone.embed
+    for name, ours in (("wte", embed(torch.arange(64))), ("ff_out", None)):
+        codes, s = (
+            stored[f"model.transformer.{name}.{leaf}"].numpy() for leaf in ("codes", "scales")
+        )
+        values = (
+            np.array(
+                [[(int(row[j // 2] >> 4 * (j % 2)) & 15) - 8 for j in range(24)] for row in codes]
+            )
+            * s.astype(np.float32)[:, [j // 10 for j in range(24)]]
+        )
+        if ours is None:
+            ours = quant_dllm.load(folder).backbone.head.weight.dequantize()
+        assert torch.allclose(ours, torch.from_numpy(values).float(), atol=1e-6)
 
 
 def test_its_bytes_are_those_of_the_documented_layout(golden):
@@ -64,8 +108,7 @@ def test_its_bytes_are_those_of_the_documented_layout(golden):
             rows = tensors["planes"][:, byte : byte + -(-w // 8)]
             bit = np.stack([rows[:, j // 8] >> (j % 8) & 1 for j in range(w)], axis=1)
             if "orders" in tensors:
-                a = tensors["row_scales"][:, plane].astype(np.float32)
-                c = tensors["column_scales"][column : column + w].astype(np.float32)
+                a, c = scales(np, tensors, plane, slice(column, column + w))
                 values[:, b * size : b * size + w] += np.outer(a, c) * np.where(bit, 1, -1)
                 column += w
             else:

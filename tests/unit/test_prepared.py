@@ -11,14 +11,18 @@ import torch
 from quant_dllm.errors import RequestError
 from quant_dllm.kernels import dispatch, native, reference
 from quant_dllm.linear import QuantLinear
+from quant_dllm.weights.compact import CompactWeight
 from quant_dllm.weights.random import random_weight
 
 pytestmark = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
 
 
-@pytest.fixture
-def weight():
-    return random_weight(48, 200, 64, [2, 1, 3, 2])
+@pytest.fixture(params=["binary", "compact"])
+def weight(request):
+    made = random_weight(48, 200, 64, [2, 1, 3, 2])
+    if request.param == "binary":
+        return made
+    return CompactWeight.of([made.block(place) for place in made.places()], 64, 6)
 
 
 @pytest.fixture
@@ -55,7 +59,7 @@ def same(found, weight):
 def test_saving_copying_moving_and_loading_see_the_tensors(layer, weight):
     assert same(layer.state_dict(), weight)
     assert same(copy.deepcopy(layer).state_dict(), weight)
-    other = QuantLinear.of(random_weight(48, 200, 64, [2, 1, 3, 2], seed=1))
+    other = QuantLinear.of(weight.scale_rows(torch.full((48,), 2.0)))
     other.prepare(torch.empty(0, 200))
     other.load_state_dict({n: t for n, t in layer.state_dict().items() if n != "bias"})
     assert same(other.state_dict(), weight)

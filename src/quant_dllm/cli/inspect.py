@@ -45,11 +45,13 @@ def inspect(model: Model, as_json: AsJson = False) -> None:
             "bits a weight": f"{bits['code']:.3f} codes, {bits['stored']:.3f} with scales, "
             f"{bits['file']:.3f} of the file",
             "packed": _packed(facts["layers"]),
+            "embedding and head": _outside(facts.get("outside")),
             "quantized in": f"{facts['seconds']:.1f} s, peak memory {size(facts['peak_memory'])}",
         }
     )
+    layers = (*facts["layers"], *facts.get("outside", ()))
     print_table("", ("layer", "kind", "shape", "codes", "stored", "orders", "error"),
-                [_row(layer) for layer in facts["layers"]])  # fmt: skip
+                [_row(layer) for layer in layers])  # fmt: skip
 
 
 def _packed(layers: list[dict]) -> str:
@@ -63,14 +65,29 @@ def _packed(layers: list[dict]) -> str:
     )
 
 
+def _outside(layers: list[dict] | None) -> str:
+    """Say what became of the embedding and the head."""
+    if not layers:
+        return "as the model has them"
+    found = (
+        f"{x['name']} {x['code_bits']:.0f} bits, {x['stored_bits']:.3f} stored" for x in layers
+    )
+    return "; ".join(found)
+
+
 def _row(layer: dict) -> tuple[str, ...]:
     orders = " ".join(f"{order}×{count}" for order, count in sorted(layer["orders"].items()))
     return (
         layer["name"],
-        layer["kind"],
+        _kind(layer),
         "×".join(map(str, layer["shape"])),
         f"{layer['code_bits']:.2f}",
         f"{layer['stored_bits']:.3f}",
         orders or "-",
         "-" if layer["error"] is None else f"{layer['error']:.1e}",
     )
+
+
+def _kind(layer: dict) -> str:
+    bits = layer["layout"].get("scale_bits")
+    return f"{layer['kind']}, scales of {bits} bits" if bits else layer["kind"]

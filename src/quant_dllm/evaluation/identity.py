@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-DECISIVE = ("calibration", "checkpoint", "evaluation", "kernels", "linear.py", "models", "pipeline",
-            "precision", "quantizers", "rounding", "statistics", "weights")  # fmt: skip
+DECISIVE = ("calibration", "checkpoint", "embedding.py", "evaluation", "kernels", "linear.py",
+            "models", "packed.py", "pipeline", "precision", "quantizers", "rounding", "statistics",
+            "weights")  # fmt: skip
 
 
 def identify(**ingredients: Any) -> str:

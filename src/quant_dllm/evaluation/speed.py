@@ -167,7 +167,7 @@ def loaded_pair(
         raise RequestError(
             f"{model} is a network of transformers, wrapped; one of our own is wanted."
         )
-    if any(isinstance(layer, QuantLinear) for layer in loaded.modules()):
+    if any(isinstance(layer, QuantLinear) for layer in loaded.blocks.modules()):
         return {
             "dense": _with_layers(loaded, lambda m: m.unpacked(dtype), QuantLinear),
             "packed": loaded,

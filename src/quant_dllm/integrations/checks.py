@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from quant_dllm.checkpoint.fingerprint import Fingerprint
 from quant_dllm.errors import CheckpointError, ModelError
-from quant_dllm.linear import QuantLinear
+from quant_dllm.packed import Packed
 
 IGNORED = ("rotary_emb.inv_freq",)  # tables that older versions stored
 
@@ -60,7 +60,7 @@ def _check_fingerprint(model: nn.Module, name: str) -> None:
         return
     found, prefix = Fingerprint(), _prefix(model)
     for path, layer in model.named_modules():
-        if isinstance(layer, QuantLinear):
+        if isinstance(layer, Packed):
             for leaf in layer.kind.names:
                 tensor = getattr(layer, leaf)
                 if tensor.is_meta:
@@ -77,5 +77,5 @@ def _prefix(model: nn.Module) -> str:
     """Return what stands before the names of a model that was loaded without its head."""
     quantizer: Any = model.hf_quantizer
     layers: dict[str, Any] = quantizer.quantization_config.layers
-    first = next((p for p, m in model.named_modules() if isinstance(m, QuantLinear)), "")
+    first = next((p for p, m in model.named_modules() if isinstance(m, Packed)), "")
     return "" if first in layers else f"{getattr(model, 'base_model_prefix', '')}."

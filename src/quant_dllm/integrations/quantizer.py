@@ -14,9 +14,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from quant_dllm.checkpoint.folder import METHOD, Folder
 from quant_dllm.errors import CheckpointError, RequestError
 from quant_dllm.integrations.offload import read_as
-from quant_dllm.linear import QuantLinear
 from quant_dllm.models.load import empty_layer
 from quant_dllm.models.source import locate
+from quant_dllm.packed import Packed
 
 
 class QuantDLLMConfig(QuantizationConfigMixin):
@@ -59,7 +59,7 @@ class QuantDLLMQuantizer(HfQuantizer):
         super().__init__(quantization_config, **kwargs)
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        """Replace the linear layers that are packed."""
+        """Replace the layers that are packed."""
         folder = Folder(locate(model.config.name_or_path))
         folder.quantization  # noqa: B018  # refuses a later format
         for name, layout in self.quantization_config.layers.items():
@@ -69,8 +69,8 @@ class QuantDLLMQuantizer(HfQuantizer):
                     f"{folder.path} packs {name}, which this {type(model).__name__} does not have. "
                     "config.json and weights do not belong together: copy the folder again."
                 )
-            bias = getattr(model.get_submodule(path), "bias", None)
-            model.set_submodule(path, empty_layer(folder, name, layout, bias))
+            plain = model.get_submodule(path)
+            model.set_submodule(path, empty_layer(folder, name, layout, plain))
             parent = model.get_submodule(path.rpartition(".")[0])
             parent._is_hf_initialized = True  # transformers 4 would fill its layers' `weight`
 
@@ -79,7 +79,7 @@ class QuantDLLMQuantizer(HfQuantizer):
         folder = Folder(locate(model.config.name_or_path))
         for name in self.quantization_config.layers:
             layer = model.get_submodule(_path(model, name))
-            assert isinstance(layer, QuantLinear), "it was replaced before loading"
+            assert isinstance(layer, Packed), "it was replaced before loading"
             for leaf in layer.kind.names:
                 wanted, found = folder.dtype(f"{name}.{leaf}"), getattr(layer, leaf)
                 if found.is_meta:

@@ -7,10 +7,11 @@ its own has a third, ``prepare(weight)``, which returns a `PreparedWeight`.
 
 import logging
 import os
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from types import ModuleType
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -18,12 +19,14 @@ from torch import Tensor
 
 from quant_dllm.errors import RequestError, hint
 from quant_dllm.weights.base import QuantizedWeight
+from quant_dllm.weights.compact import CompactWeight
 
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("triton", "native", "reference")
 BY_NAME_ONLY = ("native_precise",)
 FORCE = "QUANT_DLLM_KERNEL"
+OUTSIDE = "grouped"  # the kind of embedding and head
 
 
 @runtime_checkable
@@ -48,6 +51,44 @@ class PreparedWeight(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Coded:
+    """A compact weight in the layout of a backend, which holds its scales as floats.
+
+    Attributes:
+        inner: What the backend made of it.
+        rest: The weight's fields but for the planes: the codes of its scales are not lost.
+    """
+
+    inner: PreparedWeight
+    rest: dict[str, Any]
+
+    @classmethod
+    def of(cls, inner: PreparedWeight, weight: CompactWeight) -> "Coded":
+        """Keep the codes beside a prepared weight."""
+        rest = weight.tensors() | weight.layout()
+        return cls(inner, {name: value for name, value in rest.items() if name != "planes"})
+
+    @property
+    def nbytes(self) -> int:
+        """Count the bytes that it holds."""
+        kept = (value.nbytes for value in self.rest.values() if isinstance(value, Tensor))
+        return self.inner.nbytes + sum(kept)
+
+    def refuses(self, x: Tensor) -> str | None:
+        """Say why a call with this input cannot be taken."""
+        return self.inner.refuses(x)
+
+    def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Compute ``x Ŵᵀ + bias``."""
+        return self.inner.linear(x, bias)
+
+    def restore(self) -> CompactWeight:
+        """Return the neutral layout, bit for bit."""
+        planes: Any = self.inner.restore()
+        return CompactWeight(planes=planes.planes, **self.rest)
+
+
 def linear(x: Float[Tensor, "*batch in"], weight: QuantizedWeight) -> Float[Tensor, "*batch out"]:
     """Compute ``x Ŵᵀ`` with the first backend that does not refuse."""
     return choose(x, weight).linear(x, weight)
@@ -60,7 +101,10 @@ def prepare(x: Float[Tensor, "*batch in"], weight: QuantizedWeight) -> PreparedW
         ``None`` where that backend reads the neutral layout.
     """
     backend = choose(x, weight)
-    return backend.prepare(weight) if hasattr(backend, "prepare") else None
+    if not hasattr(backend, "prepare"):
+        return None
+    prepared = backend.prepare(weight)
+    return Coded.of(prepared, weight) if isinstance(weight, CompactWeight) else prepared
 
 
 def choose(x: Float[Tensor, "*batch in"], weight: QuantizedWeight) -> ModuleType:
@@ -69,7 +113,7 @@ def choose(x: Float[Tensor, "*batch in"], weight: QuantizedWeight) -> ModuleType
     Raises:
         RequestError: The environment names a backend that is unknown or refuses.
     """
-    forced = forced_backend()
+    forced = forced_backend(weight)
     for name in (forced,) if forced else BACKENDS:
         backend = import_module(f"quant_dllm.kernels.{name}")
         reason = backend.refuses(x, weight)
@@ -92,8 +136,10 @@ def refusals(x: Float[Tensor, "*batch in"], weight: QuantizedWeight) -> dict[str
     return found
 
 
-def forced_backend() -> str | None:
+def forced_backend(weight: QuantizedWeight) -> str | None:
     """Read the name of the only backend to use; ``None`` leaves the choice to `choose`.
+
+    Kernels are named for the blocks' layers: an embedding or a head is left to those that take it.
 
     Raises:
         RequestError: There is no such backend.
@@ -104,13 +150,13 @@ def forced_backend() -> str | None:
         raise RequestError(
             f"{FORCE} is {os.environ[FORCE]!r}.{hint(forced, known)} Known: {', '.join(known)}."
         )
-    return forced or None
+    return None if weight.kind == OUTSIDE else forced or None
 
 
 def _warn_of_slowness(name: str, device: str, kind: str, reason: str) -> None:
     """Say once that binary weights, for which there are kernels, go without one."""
     fast = {"cpu": "native", "cuda": "triton"}.get(device)
-    if name == fast and kind == "binary" and not torch.compiler.is_compiling():
+    if name == fast and kind in ("binary", "compact") and not torch.compiler.is_compiling():
         _warn_once(name, reason)
 
 

@@ -30,7 +30,7 @@ def explain(x: Tensor, weight: QuantizedWeight) -> Choice:
     Raises:
         RequestError: The environment names a kernel that is unknown or refuses.
     """
-    forced = dispatch.forced_backend()
+    forced = dispatch.forced_backend(weight)
     if forced:
         dispatch.choose(x, weight)
         refused = {"others": f"{dispatch.FORCE} is {os.environ[dispatch.FORCE]}"}

@@ -15,12 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from quant_dllm.errors import CheckpointError, RequestError, hint
+from quant_dllm.errors import RequestError, hint
 from quant_dllm.kernels import compile as compiler
 from quant_dllm.kernels.operator import OPERATOR
 from quant_dllm.weights.base import QuantizedWeight
-from quant_dllm.weights.binary import BinaryWeight
-from quant_dllm.weights.packing import packed_width
+from quant_dllm.weights.binary import BinaryWeight, SignPlanes
 
 ABI = 1
 LEVEL = "QUANT_DLLM_CPU"  # forces a unit: avx512, avx2, neon, generic
@@ -84,7 +83,7 @@ class NativeWeight:
 
 def refuses(x: Tensor, weight: QuantizedWeight) -> str | None:
     """Take binary weights on a CPU, where there is a library."""
-    if not isinstance(weight, BinaryWeight):
+    if not isinstance(weight, SignPlanes):
         return f"it takes binary weights, and this one is {weight.kind}"
     if weight.planes.device.type != "cpu":
         return f"the weight is on {weight.planes.device}"
@@ -101,9 +100,9 @@ def prepare(weight: QuantizedWeight, precise: bool = False) -> NativeWeight:
     Raises:
         CheckpointError: Its tensors do not belong together.
     """
-    assert isinstance(weight, BinaryWeight), "refuses() lets no other kind pass"
-    _check_tensors(weight)
-    tensors = [tensor.detach().contiguous() for tensor in weight.tensors().values()]
+    assert isinstance(weight, SignPlanes), "refuses() lets no other kind pass"
+    weight.check()  # the C code trusts the shapes
+    tensors = [getattr(weight, name).detach().contiguous() for name in BinaryWeight.names]
     sizes = (len(weight.orders), weight.in_features, weight.out_features, weight.block_size)
     count = library().qd_packed_bytes(unit(), tensors[3].data_ptr(), *sizes)
     _check(-min(count, 0))
@@ -251,23 +250,6 @@ def _refuses_input(x: Tensor) -> str | None:
     if x.requires_grad and torch.is_grad_enabled():
         return "gradients of the input are asked for"
     return None
-
-
-def _check_tensors(weight: BinaryWeight) -> None:
-    """Hold the shapes against the orders: the C code trusts them."""
-    places = list(weight.places())
-    wanted = {
-        "planes": (weight.out_features, sum(p.order * packed_width(p.width) for p in places)),
-        "row_scales": (weight.out_features, sum(p.order for p in places)),
-        "column_scales": (sum(p.order * p.width for p in places),),
-        "orders": (-(-weight.in_features // weight.block_size),),
-    }
-    for name, tensor in weight.tensors().items():
-        if tuple(tensor.shape) != wanted[name] or min(weight.orders.tolist()) < 1:
-            raise CheckpointError(
-                f"{name} of a packed weight has shape {list(tensor.shape)}; its orders want "
-                f"{list(wanted[name])}. The checkpoint is damaged: copy it again."
-            )
 
 
 def _check(error: int) -> None:

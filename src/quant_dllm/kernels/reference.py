@@ -1,5 +1,8 @@
 """The definition: dequantize a tile of rows, multiply. Every other backend is tested against it."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -10,6 +13,26 @@ from quant_dllm.weights.base import QuantizedWeight
 TILE = 1 << 22  # weights dequantized at once: 16 MB of float32
 
 
+class Product(torch.autograd.Function):
+    """``x Ŵᵀ`` as a function of x; no tile of Ŵ is kept for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: QuantizedWeight) -> Tensor:
+        """Multiply."""
+        ctx.weight = weight
+        return _product(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient of x."""
+        y, of_x = grads[0], None
+        for rows in tiles(ctx.weight):
+            part = y[..., rows] @ ctx.weight.dequantize(rows).to(y.dtype)
+            of_x = part if of_x is None else of_x + part
+        assert of_x is not None, "a weight has rows"
+        return of_x, None
+
+
 def refuses(x: Float[Tensor, "*batch in"], weight: QuantizedWeight) -> str | None:
     """Refuse nothing."""
     return None
@@ -17,9 +40,18 @@ def refuses(x: Float[Tensor, "*batch in"], weight: QuantizedWeight) -> str | Non
 
 def linear(x: Float[Tensor, "*batch in"], weight: QuantizedWeight) -> Float[Tensor, "*batch out"]:
     """Compute ``x Ŵᵀ``, never holding more than a tile of Ŵ."""
+    if x.requires_grad and torch.is_grad_enabled():
+        return Product.apply(x, weight)
+    return _product(x, weight)
+
+
+def tiles(weight: QuantizedWeight) -> Iterator[slice]:
+    """Cut the rows of a weight."""
     rows = max(1, TILE // weight.in_features)
-    parts = [
-        F.linear(x, weight.dequantize(slice(start, start + rows)).to(x.dtype))
-        for start in range(0, weight.out_features, rows)
-    ]
+    for start in range(0, weight.out_features, rows):
+        yield slice(start, min(start + rows, weight.out_features))
+
+
+def _product(x: Tensor, weight: QuantizedWeight) -> Tensor:
+    parts = [F.linear(x, weight.dequantize(rows).to(x.dtype)) for rows in tiles(weight)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)

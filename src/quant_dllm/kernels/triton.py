@@ -19,7 +19,7 @@ from torch import Tensor
 from quant_dllm.kernels.triton_tiles import FEW, Tile, choose, programs
 from quant_dllm.kernels.triton_weight import TritonWeight, refuses_input
 from quant_dllm.weights.base import QuantizedWeight
-from quant_dllm.weights.binary import BinaryWeight
+from quant_dllm.weights.binary import SignPlanes
 
 FUSED = 1024  # tokens up to which Ŵ is not written
 GROUPS = (32, 64, 128, 256)
@@ -28,14 +28,14 @@ ONES = {torch.bfloat16: 0x3F803F80, torch.float16: 0x3C003C00}  # a pair of 1.0
 
 def refuses(x: Tensor, weight: QuantizedWeight) -> str | None:
     """Take binary weights on a GPU, where Triton is installed."""
-    if not isinstance(weight, BinaryWeight):
+    if not isinstance(weight, SignPlanes):
         return f"it takes binary weights, and this one is {weight.kind}"
     if weight.planes.device.type != "cuda":
         return f"the weight is on {weight.planes.device}"
     return refuses_input(x) or refuses_layout(weight) or _missing(x.device)
 
 
-def refuses_layout(weight: BinaryWeight) -> str | None:
+def refuses_layout(weight: SignPlanes) -> str | None:
     """Say why a weight cannot be brought into this layout."""
     if weight.block_size not in GROUPS:
         return f"blocks of {weight.block_size} channels; it takes {', '.join(map(str, GROUPS))}"
@@ -44,7 +44,7 @@ def refuses_layout(weight: BinaryWeight) -> str | None:
 
 def prepare(weight: QuantizedWeight) -> TritonWeight:
     """Bring a weight into the order in which the GPU reads it, on its device."""
-    assert isinstance(weight, BinaryWeight), "refuses() lets no other kind pass"
+    assert isinstance(weight, SignPlanes), "refuses() lets no other kind pass"
     return TritonWeight.of(weight)
 
 

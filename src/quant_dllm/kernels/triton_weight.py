@@ -13,7 +13,7 @@ from jaxtyping import Float, Int32, UInt8
 from torch import Tensor
 
 from quant_dllm.kernels.operator import OPERATOR
-from quant_dllm.weights.binary import BinaryWeight
+from quant_dllm.weights.binary import BinaryWeight, SignPlanes
 from quant_dllm.weights.packing import pack, packed_width, unpack
 
 WORD = 32
@@ -43,7 +43,7 @@ class TritonWeight:
     in_features: int
 
     @classmethod
-    def of(cls, weight: BinaryWeight) -> "TritonWeight":
+    def of(cls, weight: SignPlanes) -> "TritonWeight":
         """Bring a weight into this order, on its device."""
         device, orders = weight.planes.device, weight.orders.long()
         columns = []
@@ -135,7 +135,7 @@ def bit_of_channel(device: torch.device) -> Tensor:
     return 15 - channel // 2 + 16 * (channel % 2)
 
 
-def to_words(weight: BinaryWeight) -> Int32[Tensor, "planes words out"]:
+def to_words(weight: SignPlanes) -> Int32[Tensor, "planes words out"]:
     """Bring the signs of all planes into words; what pads a short block is a zero bit."""
     shift = bit_of_channel(weight.planes.device)
     words = []

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from quant_dllm.embedding import QuantEmbedding
 from quant_dllm.models.attention import Attention
 from quant_dllm.models.cache import KeyValues
 from quant_dllm.models.config import BackboneConfig
@@ -84,6 +85,7 @@ class Backbone(Network):
         self.copies = {"head.weight": "embed.weight"} if config.tied_head else {}
         if not config.tied_head:
             self.head = nn.Linear(config.width, config.vocab, bias=False)
+        self.outside = ("embed",) if config.tied_head else ("embed", "head")
 
     def sight(self, length: int, device: torch.device | str) -> Sight:
         """Tabulate what `Block.forward` wants beside its input, for a canvas of this length."""
@@ -122,5 +124,7 @@ class Backbone(Network):
         x = self.norm(x)
         if not self.config.tied_head:
             return self.head(x)
+        if isinstance(self.embed, QuantEmbedding):
+            return self.embed.scores(x)
         weight = self.embed.weight  # the last block may be on another device than the embedding
         return F.linear(x.to(weight.device), weight)

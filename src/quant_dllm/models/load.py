@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from quant_dllm.checkpoint.fingerprint import Fingerprint
 from quant_dllm.checkpoint.folder import Folder
 from quant_dllm.distributed import local_device
+from quant_dllm.embedding import QuantEmbedding
 from quant_dllm.errors import CheckpointError, RequestError
 from quant_dllm.linear import QuantLinear
 from quant_dllm.memory import PeakMemory
@@ -19,6 +20,7 @@ from quant_dllm.models.mask_token import resolve_mask_token
 from quant_dllm.models.model import DiffusionLM
 from quant_dllm.models.network import Network
 from quant_dllm.models.source import Source, open_model
+from quant_dllm.packed import Packed
 from quant_dllm.weights.base import WEIGHTS, QuantizedWeight
 from quant_dllm.weights.fits import ORDERS, misfit
 
@@ -67,6 +69,8 @@ def load(
     tensors = (*backbone.parameters(), *backbone.buffers())
     assert not any(tensor.is_meta for tensor in tensors), "every tensor was placed"
     for layer in backbone.modules():
+        if isinstance(layer, QuantEmbedding):
+            layer.dtype = kind
         if isinstance(layer, QuantLinear):
             layer.prepare(torch.empty(0, layer.in_features, dtype=kind, device=target))
     if mask_token_id is not None:
@@ -111,28 +115,27 @@ def empty_backbone(source: Source) -> Network:
     """Build the network on the meta device, packed where the folder is packed."""
     backbone = source.empty()
     for slot, layout in source.packed_layers.items():
-        dense: nn.Linear = backbone.get_submodule(slot)  # type: ignore[assignment]
-        layer = empty_layer(source.folder, source.upstream(slot), layout, dense.bias)
+        plain = backbone.get_submodule(slot)
+        layer = empty_layer(source.folder, source.upstream(slot), layout, plain)
         found = (layer.weight.out_features, layer.weight.in_features)
-        if found != tuple(dense.weight.shape):
+        wanted: Tensor = plain.weight  # type: ignore[assignment]
+        if found != tuple(wanted.shape):
             raise CheckpointError(
                 f"{source.upstream(slot)} of {source.folder.path} packs a weight of {list(found)}; "
-                f"config.json wants {list(dense.weight.shape)}. Copy the folder again."
+                f"config.json wants {list(wanted.shape)}. Copy the folder again."
             )
         backbone.set_submodule(slot, layer)
     return backbone
 
 
-def empty_layer(
-    folder: Folder, upstream: str, layout: dict[str, Any], bias: Tensor | None
-) -> QuantLinear:
-    """Make a packed layer on the meta device, shaped like what the folder holds of it.
+def empty_layer(folder: Folder, upstream: str, layout: dict[str, Any], plain: nn.Module) -> Packed:
+    """Make a packed layer or embedding on the meta device, shaped like what the folder holds of it.
 
     Args:
         folder: The packed checkpoint.
         upstream: Upstream's name of the layer.
         layout: What ``config.json`` says of it.
-        bias: Its bias, if it has one.
+        plain: What stands there in the 16-bit network.
 
     Raises:
         CheckpointError: The folder lacks a tensor.
@@ -169,7 +172,11 @@ def empty_layer(
     }
     try:
         with torch.device("meta"):
-            made = QuantLinear(kind, tensors, layout, bias)
+            made = (
+                QuantEmbedding(kind, tensors, layout, plain.weight.dtype)
+                if isinstance(plain, nn.Embedding)
+                else QuantLinear(kind, tensors, layout, getattr(plain, "bias", None))
+            )
         assert made.weight.kind == kind
     except TypeError as error:
         raise CheckpointError(
@@ -197,7 +204,7 @@ def is_packed(network: nn.Module, name: str) -> bool:
     """Tell whether a tensor of a network is part of a packed weight."""
     slot, _, leaf = name.rpartition(".")
     module = network.get_submodule(slot)
-    return isinstance(module, QuantLinear) and leaf in module.kind.names
+    return isinstance(module, Packed) and leaf in module.kind.names
 
 
 def check_fingerprint(folder: Folder, found: str) -> None:

@@ -13,6 +13,7 @@ from quant_dllm.models.family import ModelFamily
 from quant_dllm.models.mask_token import resolve_mask_token
 from quant_dllm.models.network import Network
 from quant_dllm.models.source import Source
+from quant_dllm.packed import Packed
 from quant_dllm.record import Bits
 
 
@@ -110,22 +111,24 @@ class DiffusionLM(nn.Module):
         return self.backbone.hidden(ids, sight)[self.source.rows(where)]
 
     def packed(self) -> list[QuantLinear]:
-        """List the packed layers; none in a 16-bit model."""
-        return [module for module in self.modules() if isinstance(module, QuantLinear)]
+        """List the packed layers of the blocks; none in a 16-bit model."""
+        blocks = self.backbone.blocks.modules()
+        return [module for module in blocks if isinstance(module, QuantLinear)]
 
     def unpack(self) -> "DiffusionLM":
-        """Put plain layers of the same weights in place of the packed ones; return the model.
+        """Put plain modules of the same weights in place of the packed ones; return the model.
 
         A kernel rounds the activations, so that what it computes is not only the quantizer's doing.
         """
-        dtype = next(p for p in self.parameters() if p.dtype != torch.uint8).dtype
+        plain = (m for m in self.modules() if not isinstance(m, Packed))
+        dtype = next(p for m in plain for p in m.parameters(recurse=False)).dtype
         for name, module in list(self.named_modules()):
-            if isinstance(module, QuantLinear):
+            if isinstance(module, Packed):
                 self.set_submodule(name, module.unpacked(dtype))
         return self
 
     def bits(self) -> Bits:
-        """Count bits a weight: codes, all that packed layers store, and the weight files."""
+        """Count bits a weight: codes, all that the blocks' layers store, and the weight files."""
         sizes, code, stored = [], [], []
         for layer in self.packed():
             weight = layer.weight  # one at a time: a kernel's layout is restored for it

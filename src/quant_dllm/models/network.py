@@ -49,11 +49,13 @@ class Network(nn.Module):
         embed: Token ids in, states out; all that runs in front of the blocks.
         blocks: `NetworkBlock`.
         copies: Tensors that a checkpoint may hold although they are others again: tied heads.
+        outside: Slots of embedding and head, where they can be packed.
     """
 
     embed: Any
     blocks: nn.ModuleList
     copies: dict[str, str]
+    outside: tuple[str, ...] = ()
 
     def sight(self, length: int, device: torch.device | str) -> Any:
         """Tabulate what blocks want beside their input, for a canvas of this length."""

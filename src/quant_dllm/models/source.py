@@ -71,8 +71,9 @@ class Source:
                 f"quantization_config of {self.folder.path} does not describe its layers. "
                 "Copy the folder again."
             )
-        slots = (slot for slot in self.layers if self.upstream(slot) in layers)
-        return {slot: layers[self.upstream(slot)] for slot in slots}
+        slots = (*self.layers, *self.empty().outside)
+        found = {slot: layers.get(self.upstream(slot)) for slot in slots}
+        return {slot: layout for slot, layout in found.items() if layout}
 
     def check(self, backbone: Network) -> None:
         """Hold the weight files' names and shapes against a network, before any is read.

@@ -4,13 +4,15 @@ import copy
 from itertools import accumulate
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from quant_dllm.distributed import gather_facts, rank, world
+from quant_dllm.embedding import QuantEmbedding
 from quant_dllm.models.load import place, place_buffers
 from quant_dllm.models.network import Network
 from quant_dllm.pipeline.job import Job
 from quant_dllm.pipeline.journal import Journal
+from quant_dllm.pipeline.outside import Outside
 from quant_dllm.pipeline.spool import Pool, Spool
 from quant_dllm.pipeline.stream import Stream
 from quant_dllm.statistics.layer import Needs
@@ -21,7 +23,7 @@ STREAM, FULL = "stream", "full"
 
 
 def open_streams(
-    job: Job, network: Network, journal: Journal, memory: int
+    job: Job, network: Network, journal: Journal, outside: Outside, memory: int
 ) -> tuple[Stream | None, Stream | None]:
     """Return the stream of the model that is quantized, and that of the 16-bit one if it is wanted.
 
@@ -29,6 +31,7 @@ def open_streams(
         job: What is asked for.
         network: On the meta device.
         journal: What was saved before.
+        outside: The embedding, if it is packed.
         memory: Bytes of hidden states that may be in memory.
     """
     if job.windows is None:
@@ -41,7 +44,7 @@ def open_streams(
         count, length = ids.shape
         numbers = batches(count, length)
         with journal.explained():
-            _embed(job, network, ids, numbers, spools)
+            _fill(job, network, ids, numbers, spools, outside)
         files = {n: d for spool in spools.values() for n, d in spool.turn(0).items()}
         save_states(journal, 0, files, count)
     else:
@@ -86,21 +89,29 @@ def mine(numbers: list[dict[int, slice]]) -> list[range]:
 
 
 @torch.no_grad()
-def _embed(
+def _fill(
     job: Job,
     network: Network,
     ids: Tensor,
     numbers: list[dict[int, slice]],
     spools: dict[str, Spool],
+    outside: Outside,
 ) -> None:
-    """Embed this process's batches."""
+    """Embed this process's batches; the 16-bit stream by the 16-bit embedding."""
+    share = len(numbers) // world()
+    for name, spool in spools.items():
+        embed = _embedding(job, network, {} if name == FULL else outside)
+        for shard in numbers[rank() * share : (rank() + 1) * share]:
+            for number, rows in shard.items():
+                spool.put(number, embed(ids[rows]), 0)
+
+
+def _embedding(job: Job, network: Network, outside: Outside) -> nn.Module:
+    """Load the embedding, or take the packed one."""
+    if "embed" in outside:
+        return QuantEmbedding.of(outside["embed"][0], job.dtype)
     embed = copy.deepcopy(network.embed).eval()
     for name in embed.state_dict():
         place(embed, name, job.source.tensor(f"embed.{name}"), job.device, job.dtype)
     place_buffers(embed, job.device)
-    share = len(numbers) // world()
-    for shard in numbers[rank() * share : (rank() + 1) * share]:
-        for number, rows in shard.items():
-            states = embed(ids[rows])
-            for spool in spools.values():
-                spool.put(number, states, 0)
+    return embed

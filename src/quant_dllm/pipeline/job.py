@@ -22,6 +22,7 @@ from quant_dllm.models.source import Source, open_model
 from quant_dllm.pipeline.writing import Writing
 from quant_dllm.precision.uniform import Uniform
 from quant_dllm.quantizers.base import Quantizer
+from quant_dllm.quantizers.outside import Grouped, Unchanged
 from quant_dllm.recipe import Recipe
 from quant_dllm.statistics.layer import Needs
 from quant_dllm.tuning.end_to_end import EndToEnd
@@ -66,6 +67,7 @@ class Job:
     calibration: Calibration
     precision: Uniform
     quantizer: Quantizer
+    outside: Grouped | Unchanged
     windows: Int[Tensor, "n length"] | None
     mask_token_id: int
     seed: int
@@ -94,7 +96,8 @@ class Job:
             QuantDLLMError: One of its kinds; see `quantize`.
         """
         refuse_existing(out)
-        calibration, precision, quantizer, tuning = recipe.build()
+        calibration, precision, quantizer = recipe.build()
+        outside, tuning = recipe.outside.build("outside"), recipe.tuning.build("tuning")
         source = open_model(model, attention_block)
         if source.folder.quantization:
             raise RequestError(
@@ -114,7 +117,7 @@ class Job:
         if tuning and windows is not None:
             windows, tuning_text = _part(windows, calibration.sequences, tuning)
         return cls(
-            source, recipe, calibration, precision, quantizer, windows, mask, seed,
+            source, recipe, calibration, precision, quantizer, outside, windows, mask, seed,
             local_device(usable_device(device)), tuning, tuning_text,
         )  # fmt: skip
 

@@ -37,6 +37,7 @@ from quant_dllm.pipeline.fold import can_fold, fold
 from quant_dllm.pipeline.identity import identity
 from quant_dllm.pipeline.job import Job
 from quant_dllm.pipeline.journal import Journal, forget_published
+from quant_dllm.pipeline.outside import Outside, pack_outside, write_outside
 from quant_dllm.pipeline.owners import Owners
 from quant_dllm.pipeline.signals import Stop
 from quant_dllm.pipeline.tuned import tune
@@ -116,9 +117,10 @@ def quantize(
         rounded = journal.folder / ROUNDED if job.tuning else out
         record = _rounded(rounded) if job.tuning else None
         if record is None:
-            blocks = quantize_blocks(job, journal, stop, max_memory or POOL_BYTES)
+            outside = pack_outside(job)
+            blocks = quantize_blocks(job, journal, stop, outside, max_memory or POOL_BYTES)
             layers = list(track(blocks, f"quantizing by {chosen.name}", len(job.source.layers)))
-            record = _write(job, journal, rounded, layers, began, peak)
+            record = _write(job, journal, rounded, layers, outside, began, peak)
         return tune(job, journal, stop, rounded, out, record, track) if job.tuning else record
 
 
@@ -133,6 +135,7 @@ def _write(
     journal: Journal,
     folder: Path,
     layers: list[LayerRecord],
+    outside: Outside,
     began: float,
     peak: PeakMemory,
 ) -> RunRecord:
@@ -143,8 +146,7 @@ def _write(
         return RunRecord.from_dict(broadcast_facts(None, 0))
     with CheckpointWriter(folder) as writer:
         journal.hand_over(writer)
-        for name in job.source.outside_blocks():
-            writer.add({job.source.family.upstream(name): job.read(name)})
+        write_outside(job, outside, writer)
         for file in job.copied():
             writer.add_file(file.name, file.read_bytes())
         parameters = job.source.parameters()
@@ -171,8 +173,9 @@ def _write(
             versions={name: version(name) for name in ("quant-dllm", "torch", "safetensors")},
             fingerprint=job.packed.digest(),
             layers=layers,
+            outside=[layer for _, layer in outside.values()],
         )
-        config, shim = with_shim(_config(job, layers))
+        config, shim = with_shim(_config(job, [*layers, *record.outside]))
         writer.add_file(SHIM, shim)
         journal.publishing()
         writer.publish(config, record.to_dict())
@@ -181,7 +184,9 @@ def _write(
 
 
 @torch.no_grad()
-def quantize_blocks(job: Job, journal: Journal, stop: Stop, memory: int) -> Iterator[LayerRecord]:
+def quantize_blocks(
+    job: Job, journal: Journal, stop: Stop, outside: Outside, memory: int
+) -> Iterator[LayerRecord]:
     """Quantize block after block; what went wrong in one flows into the next with the stream.
 
     Raises:
@@ -194,7 +199,7 @@ def quantize_blocks(job: Job, journal: Journal, stop: Stop, memory: int) -> Iter
         yield from (LayerRecord(**record) for record in facts["layers"])
     if len(journal.blocks) == len(network.blocks):
         return
-    stream, full = open_streams(job, network, journal, memory)
+    stream, full = open_streams(job, network, journal, outside, memory)
     for index in range(len(journal.blocks), len(network.blocks)):
         began, before = time.monotonic(), (len(job.packed), len(job.base))
         block, weights = _read_block(job, index, network.blocks[index])

@@ -14,12 +14,14 @@ from torch import Tensor
 
 from quant_dllm.errors import RecipeError
 from quant_dllm.rounding.planes import ColumnRounding, Fit, fit_greedy, fit_joint
+from quant_dllm.rounding.scale_codes import code_scales
 from quant_dllm.rounding.second_order import Matrix, refine
 from quant_dllm.rounding.sweep import Coded, block_error, column_by_column, diagonal_error, sweep
 from quant_dllm.statistics.hessian import damp
 from quant_dllm.statistics.importance import Saliency, divisor, emphasis_mask, importance
 from quant_dllm.statistics.layer import LayerStatistics, Needs
 from quant_dllm.weights.binary import BinaryWeight, Planes
+from quant_dllm.weights.compact import FEWEST, MOST, CompactWeight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,8 @@ class DataAwareAnyOrderQuantizer:
             are chosen when the sweep reaches it, with feedback inside the block.
         refinements: Most rounds of second-order steps on the swept matrix: row scales, column
             scales and signs refitted in turns against the full Hessian (ours, `method.md` 8).
+        scales: Bits of a stored scale: 16 (floats), or 4 to 8 (codes). With refinements the codes
+            are chosen against the full Hessian too, else each is the nearest.
     """
 
     rounds: int = 15
@@ -52,6 +56,7 @@ class DataAwareAnyOrderQuantizer:
     scope: Literal["block", "matrix"] = "block"
     feedback: Literal["none", "diagonal", "exact", "in-sweep"] = "in-sweep"
     refinements: int = 0
+    scales: int = 16
     needs: ClassVar[Needs] = Needs.HESSIAN
 
     def __post_init__(self) -> None:
@@ -62,6 +67,10 @@ class DataAwareAnyOrderQuantizer:
                 f"{self.refinements} and emphasis {self.emphasis}: the last must be above 0, the "
                 "others must not be negative."
             )
+        if self.scales not in (16, *range(FEWEST, MOST + 1)):
+            raise RecipeError(
+                f"quantizer.scales is {self.scales}; 16, or {FEWEST} to {MOST} bits are wanted."
+            )
 
     def quantize(
         self,
@@ -69,7 +78,7 @@ class DataAwareAnyOrderQuantizer:
         stats: LayerStatistics,
         bits: Int[Tensor, " blocks"],
         block_size: int,
-    ) -> BinaryWeight:
+    ) -> BinaryWeight | CompactWeight:
         """Quantize; ``bits[b]`` is the number of binary planes of block ``b``."""
         U = stats.factor
         D = divisor(U, self.saliency)
@@ -86,7 +95,11 @@ class DataAwareAnyOrderQuantizer:
         if self.refinements:
             matrix = Matrix.of(weight.float(), damp(stats.hessian, stats.damping), planes)
             refine(matrix, self.refinements)
+            if self.scales < 16:
+                return code_scales(matrix, self.scales, block_size)
             planes = matrix.planes()
+        if self.scales < 16:
+            return CompactWeight.of(planes, block_size, self.scales)
         return BinaryWeight.of(planes, block_size)
 
     def _emphasis(self, weight: Tensor, D: Tensor) -> Tensor:

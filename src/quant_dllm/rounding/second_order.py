@@ -88,9 +88,20 @@ class Block:
 
 
 def refit_rows(m: Matrix) -> None:
-    """Set all row scales of each row to their joint minimiser.
+    """Set all row scales of each row to their joint minimiser."""
+    scales, at = solve(*row_equations(m)), 0
+    for block in m.blocks:
+        order = len(block.rows)
+        block.rows = scales[:, at : at + order].T.contiguous()
+        at += order
 
-    Normal equations of a row: (V H Vᵀ) a = V H Wᵀ, built block pair by block pair.
+
+def row_equations(
+    m: Matrix,
+) -> tuple[Float[Tensor, "out planes planes"], Float[Tensor, "out planes"]]:
+    """Return the normal equations of each row's scales: (V H Vᵀ) a = V H Wᵀ.
+
+    They are built block pair by block pair.
     """
     target = m.weight @ m.hessian
     orders = [len(block.rows) for block in m.blocks]
@@ -107,9 +118,7 @@ def refit_rows(m: Matrix) -> None:
             projected = V @ m.hessian[left.channels, other.channels]
             gram[:, at, to] = projected @ other.by_row().transpose(1, 2)
             gram[:, to, at] = gram[:, at, to].transpose(1, 2)
-    scales = _solve(gram, right)
-    for g, block in enumerate(m.blocks):
-        block.rows = scales[:, ends[g] - orders[g] : ends[g]].T.contiguous()
+    return gram, right
 
 
 def refit_columns(m: Matrix, steps: int = 40) -> None:
@@ -189,8 +198,8 @@ def settle(m: Matrix) -> None:
         block.rows = block.rows.half().float()
 
 
-def _solve(gram: Float[Tensor, "rows n n"], right: Float[Tensor, "rows n"]) -> Tensor:
-    """Solve a positive definite system a row."""
+def solve(gram: Float[Tensor, "rows n n"], right: Float[Tensor, "rows n"]) -> Tensor:
+    """Solve a positive definite system a row; the ridge stays on the diagonal of ``gram``."""
     mean = gram.diagonal(dim1=1, dim2=2).mean(1)
     gram.diagonal(dim1=1, dim2=2).add_(RIDGE * mean.clamp_min(1e-30)[:, None])
     factor, failed = torch.linalg.cholesky_ex(gram)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from quant_dllm.linear import QuantLinear
-from quant_dllm.weights.binary import BinaryWeight
+from quant_dllm.weights.binary import SignPlanes
 from quant_dllm.weights.packing import Place, packed_width, unpack
 
 
@@ -26,7 +26,7 @@ class PlaneProduct(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rows: Tensor, columns: Tensor, weight: BinaryWeight) -> Tensor:
+    def forward(ctx: Any, x: Tensor, rows: Tensor, columns: Tensor, weight: SignPlanes) -> Tensor:
         """Multiply."""
         ctx.save_for_backward(x, rows, columns)
         ctx.weight = weight
@@ -52,7 +52,7 @@ class PlaneProduct(torch.autograd.Function):
         return of_x, of_rows, of_columns, None
 
 
-def _signs(weight: BinaryWeight) -> Iterator[tuple[Place, Tensor]]:
+def _signs(weight: SignPlanes) -> Iterator[tuple[Place, Tensor]]:
     """Unpack the signs [order, out, block] of each block, one at a time."""
     for place in weight.places():
         data = weight.planes[:, place.first_byte :][:, : place.order * packed_width(place.width)]
@@ -77,17 +77,15 @@ class TunableLinear(nn.Module):
     def __init__(self, layer: QuantLinear):
         super().__init__()
         weight = layer.weight
-        assert isinstance(weight, BinaryWeight), "binary planes have scales to tune"
+        assert isinstance(weight, SignPlanes), "binary planes have scales to tune"
         self.packed, self.bias = weight, layer.bias
-        self.row_change = nn.Parameter(torch.zeros_like(weight.row_scales, dtype=torch.float32))
-        self.column_change = nn.Parameter(
-            torch.zeros_like(weight.column_scales, dtype=torch.float32)
-        )
+        self.rows, self.columns = weight.row_scales.float(), weight.column_scales.float()
+        self.row_change = nn.Parameter(torch.zeros_like(self.rows))
+        self.column_change = nn.Parameter(torch.zeros_like(self.columns))
 
     def scales(self) -> tuple[Tensor, Tensor]:
         """Return a and c as they are now."""
-        rows = self.packed.row_scales.float() * (1 + self.row_change)
-        return rows, self.packed.column_scales.float() * (1 + self.column_change)
+        return self.rows * (1 + self.row_change), self.columns * (1 + self.column_change)
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """Multiply by the weight as it is now."""
@@ -95,17 +93,16 @@ class TunableLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
     def freeze(self) -> QuantLinear:
-        """Return the layer that stores the scales as they are now."""
-        rows, columns = (s.detach().half() for s in self.scales())
-        tensors = self.packed.tensors() | {"row_scales": rows, "column_scales": columns}
-        return QuantLinear(BinaryWeight.kind, tensors, self.packed.layout(), self.bias)
+        """Return the layer that stores the scales as they are now, rounded as its kind stores."""
+        rows, columns = (s.detach() for s in self.scales())
+        return QuantLinear.of(self.packed.with_scales(rows, columns), self.bias)
 
 
 def thaw(module: nn.Module) -> list[nn.Parameter]:
     """Make the scales of every binary layer under a module learnable; return what is learned."""
     learned = []
     for name, layer in list(module.named_modules()):
-        if isinstance(layer, QuantLinear) and issubclass(layer.kind, BinaryWeight):
+        if isinstance(layer, QuantLinear) and issubclass(layer.kind, SignPlanes):
             tunable = TunableLinear(layer)
             module.set_submodule(name, tunable)
             learned += [tunable.row_change, tunable.column_change]
