@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import torch
 from jaxtyping import Int
@@ -27,7 +27,7 @@ from quant_dllm.recipe import Recipe
 from quant_dllm.statistics.layer import Needs
 from quant_dllm.tuning.end_to_end import EndToEnd
 from quant_dllm.tuning.none import NoTuning
-from quant_dllm.weights.binary import BinaryWeight
+from quant_dllm.weights.binary import SignPlanes
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,8 @@ class Job:
 
 def _check_tuning(recipe: Recipe, calibration: Calibration, quantizer: Quantizer) -> None:
     """Refuse to tune what has no scales of planes, or on text that was calibrated on."""
-    if get_type_hints(quantizer.quantize)["return"] is not BinaryWeight:
+    stored = get_type_hints(quantizer.quantize)["return"]
+    if not all(issubclass(kind, SignPlanes) for kind in get_args(stored) or [stored]):
         raise RecipeError(
             f"tuning is {recipe.tuning.name}, which tunes the scales of binary planes; "
             f"{recipe.quantizer.name} stores none. Set tuning=none or quantizer=daq."
