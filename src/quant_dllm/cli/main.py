@@ -17,10 +17,22 @@ from quant_dllm.cli.evaluate import evaluate
 from quant_dllm.cli.generate import generate
 from quant_dllm.cli.inspect import inspect
 from quant_dllm.cli.quantize import quantize
+from quant_dllm.cli.report import report
 from quant_dllm.errors import QuantDLLMError, hint
 
 VERBS = {
-    f.__name__: f for f in (quantize, evaluate, generate, inspect, compare, bench, doctor, demo)
+    f.__name__: f
+    for f in (
+        quantize,
+        report,
+        evaluate,
+        generate,
+        inspect,
+        compare,
+        bench,
+        doctor,
+        demo,
+    )
 }
 WRONG_REQUEST, STOPPED = 2, 130
 Refusal: Any = typer.BadParameter.__mro__[2]  # click's base, wherever this typer keeps click
