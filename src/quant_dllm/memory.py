@@ -25,6 +25,11 @@ class PeakMemory:
     @property
     def process(self) -> int | None:
         """Resident memory of the whole process, bytes; ``None`` where the system does not tell."""
+        return self.read()
+
+    @staticmethod
+    def read() -> int | None:
+        """Return the same since the last object was made."""
         with contextlib.suppress(OSError):
             for line in STATUS.read_text().splitlines():
                 if line.startswith("VmHWM:"):

@@ -18,6 +18,7 @@ from quant_dllm.cli.generate import generate
 from quant_dllm.cli.inspect import inspect
 from quant_dllm.cli.quantize import quantize
 from quant_dllm.cli.report import report
+from quant_dllm.cli.serve import serve
 from quant_dllm.errors import QuantDLLMError, hint
 
 VERBS = {
@@ -27,6 +28,7 @@ VERBS = {
         report,
         evaluate,
         generate,
+        serve,
         inspect,
         compare,
         bench,

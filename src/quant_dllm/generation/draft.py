@@ -67,7 +67,6 @@ class Draft:
     plan: list[tuple[slice, int]]
     step: int = 0
     began: float = field(default_factory=time.monotonic)
-    settled_tokens: int = 0
 
     @classmethod
     def begin(
@@ -117,12 +116,12 @@ class Draft:
 
     @property
     def seconds(self) -> float:
-        """Tell the time since it was begun."""
+        """Tell the time since the first step was begun."""
         return time.monotonic() - self.began
 
     def steps(self) -> Iterator[Tensor]:
         """Denoise; yield the canvas [1, tokens] after every step."""
-        ear = Listening(self.denoiser)
+        self.began, ear = time.monotonic(), Listening(self.denoiser)
         canvases = denoise(
             ear if self.watched else self.denoiser, self.canvas[:, : self.start],
             length=self.length, sampling=self.sampling, mask_token_id=self.model.mask_token_id,

@@ -22,8 +22,10 @@ from quant_dllm.models.load import place, place_buffers
 from quant_dllm.models.network import Network, NetworkBlock
 from quant_dllm.models.stage import STAGE_ORDERS, Group
 from quant_dllm.pipeline.capture import Capture, Stream
+from quant_dllm.pipeline.events import EVENTS, noted
 from quant_dllm.pipeline.fold import can_fold, fold
 from quant_dllm.pipeline.job import Job
+from quant_dllm.pipeline.leave import leave
 from quant_dllm.quantizers.base import ScalesInputs
 from quant_dllm.recipe import DEFAULT, Recipe
 from quant_dllm.record import Bits, LayerRecord, RunRecord
@@ -86,7 +88,11 @@ def quantize(
     peak = PeakMemory(job.device.type)
     total = len(job.source.layers)
     with CheckpointWriter(out) as writer:
-        layers = list(track(quantize_blocks(job, writer), f"quantizing by {chosen.name}", total))
+        records = noted(
+            quantize_blocks(job, writer), writer.folder / EVENTS, model=str(model),
+            recipe=chosen.name, seed=seed, layers=total,
+        )  # fmt: skip
+        layers = list(track(records, f"quantizing by {chosen.name}", total))
         for name in job.source.outside_blocks():
             writer.add({job.source.family.upstream(name): job.read(name)})
         for pattern in COPIED:
@@ -120,6 +126,7 @@ def quantize(
         config, shim = with_shim(_config(job, layers))
         writer.add_file(SHIM, shim)
         writer.publish(config, record.to_dict())
+    leave(out)
     return record
 
 

@@ -88,7 +88,7 @@ def bits_map(layers: Sequence[LayerRecord], bits: Mapping[str, Sequence[int]]) -
     if not panels:
         return None
     columns = 4 if len(panels) > 3 else len(panels)
-    gap, left, top = 26.0, 46.0, 52.0
+    gap, left, top = 26.0, 50.0, 56.0
     wide = (WIDTH - left - gap * (columns - 1) - 8) / columns
     rows = max(len(panel) for panel in panels.values())
     cell = max(3.0, min(18.0, 300.0 / rows))
@@ -104,7 +104,7 @@ def bits_map(layers: Sequence[LayerRecord], bits: Mapping[str, Sequence[int]]) -
 def _bits_key(levels: Sequence[int]) -> str:
     parts = []
     for i, level in enumerate(levels):
-        x = 46 + 74.0 * i
+        x = 50 + 74.0 * i
         parts.append(element("rect", x=x, y=6, width=16, height=16, class_=f"cell b{min(level, 4)}"))
         parts.append(text(x + 23, 19, f"{level} bit{'s' if level > 1 else ''}"))
     return "".join(parts)
@@ -138,10 +138,9 @@ def _panel(
     bottom = y + len(panel) * cell
     parts.append(text(x, bottom + 17, "0", "tick"))
     parts.append(text(x + wide, bottom + 17, f"{count - 1}", "tick", text_anchor="end"))
-    parts.append(text(x + wide / 2, bottom + 17, "block of channels", "tick", text_anchor="middle"))
+    parts.append(text(x + wide / 2, bottom + 17, "channels’ block", "tick", text_anchor="middle"))
     if first:
-        parts.append(text(x - 40, y - 8, "model", "tick"))
-        parts.append(text(x - 40, y + 4, "block", "tick") if cell * len(panel) > 1e9 else "")
+        parts.append(text(x - 7, y - 8, "block", "tick", text_anchor="end"))
     return "".join(parts)
 
 
