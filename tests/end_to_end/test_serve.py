@@ -216,12 +216,11 @@ def test_it_takes_too_long(model):
 def test_who_goes_away_is_given_up(model, stream):
     with serving(model, slow=0.1) as (address, engine):
         asked = {"prompt": PROMPT, "max_tokens": 40, "stream": stream}
-        with pytest.raises(httpx.TimeoutException):
-            with httpx.Client(timeout=0.4) as client:
-                with client.stream("POST", f"{address}/v1/completions", json=asked) as answer:
-                    for _ in answer.iter_bytes():
-                        time.sleep(0.2)
-                        raise httpx.ReadTimeout("enough")
+        with pytest.raises(httpx.TimeoutException), httpx.Client(timeout=0.4) as client:
+            with client.stream("POST", f"{address}/v1/completions", json=asked) as answer:
+                for _ in answer.iter_bytes():
+                    time.sleep(0.2)
+                    raise httpx.ReadTimeout("enough")
         until = time.monotonic() + 5
         while (engine.admitted or not engine.metrics.cancelled._value.get()) and (
             time.monotonic() < until
@@ -275,4 +274,6 @@ def test_bytes_of_junk_are_refused(url):
         form = client.post(f"{url}/v1/completions", content=whole,
                            headers={"content-type": "text/plain"})  # fmt: skip
         assert form.status_code == 415
-        assert client.post(f"{url}/v1/completions", json={"prompt": PROMPT, "max_tokens": 2}).is_success
+        assert client.post(
+            f"{url}/v1/completions", json={"prompt": PROMPT, "max_tokens": 2}
+        ).is_success

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from quant_dllm.cli.bench import bench
+from quant_dllm.cli.chat import chat
 from quant_dllm.cli.compare import compare
 from quant_dllm.cli.demo import demo
 from quant_dllm.cli.doctor import doctor
@@ -28,6 +29,7 @@ VERBS = {
         report,
         evaluate,
         generate,
+        chat,
         serve,
         inspect,
         compare,

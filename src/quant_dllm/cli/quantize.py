@@ -30,15 +30,19 @@ def quantize(
     attention_block: AttentionBlock = None,
     as_json: AsJson = False,
 ) -> None:
-    """Quantize a model and write the packed checkpoint."""
+    """Quantize a model and write the packed checkpoint, its page report.html and its model card.
+
+    Example: quant-dllm quantize tiny -o tiny-2bit
+    """
     from quant_dllm.checkpoint.folder import Folder
-    from quant_dllm.cli.show import print_facts, print_json, size, track
+    from quant_dllm.cli.show import print_facts, print_json, size
+    from quant_dllm.cli.watch import watching
     from quant_dllm.pipeline.quantize import quantize as run
 
     record = run(
         model, out, recipe, settings=parse_settings(set_ or []), calibration=calibration,
         seed=seed, device=device, mask_token_id=mask_token_id, attention_block=attention_block,
-        track=track,
+        track=watching(model, attention_block),
     )  # fmt: skip
     if as_json:
         summary = {key: value for key, value in record.to_dict().items() if key != "layers"}
@@ -47,7 +51,7 @@ def quantize(
     bits, errors = record.bits, [layer.error for layer in record.layers if layer.error is not None]
     print_facts(
         {
-            "written": str(out),
+            "written": f"{out}, {out / 'report.html'} tells of it",
             "recipe": record.recipe["name"],
             "bits a weight": f"{bits.code:.3f} codes, {bits.stored:.3f} with scales, "
             f"{bits.file:.3f} of the file",

@@ -187,4 +187,5 @@ class Draft:
     def facts(self) -> dict[str, Any]:
         """Say what it took so far, in JSON's types."""
         return {"steps": self.step, "planned": self.planned, "calls": self.denoiser.calls,
-                "positions": self.denoiser.positions, "seconds": round(self.seconds, 3)}  # fmt: skip
+                "positions": self.denoiser.positions,
+                "seconds": round(self.seconds, 3)}  # fmt: skip

@@ -13,18 +13,18 @@ from quant_dllm.record import LayerRecord
 EVENTS = "events.jsonl"
 
 
-def noted(layers: Iterable[LayerRecord], path: Path, **about: Any) -> Iterator[LayerRecord]:
+def noted(records: Iterable[LayerRecord], path: Path, **about: Any) -> Iterator[LayerRecord]:
     """Pass layers on and append a line for each; the first line says what is done, and how much.
 
     Args:
-        layers: Records, as they come.
+        records: Of layers, as they come.
         path: File to append to: a run that goes on where it stopped adds to what is there.
         about: What the first line says.
     """
     began = time.monotonic()
     _append(path, event="start", **about)
     done = 0
-    for done, layer in enumerate(layers, start=1):
+    for done, layer in enumerate(records, start=1):
         _append(
             path, event="layer", done=done, layer=layer.name, bits=layer.code_bits,
             stored=layer.stored_bits, error=layer.error, tokens=layer.tokens,

@@ -49,7 +49,9 @@ def gather(out: Path) -> Findings:
         bits=_bits(folder, record),
         file_bytes=_file_bytes(folder, record),
         base_bytes=2 * record.parameters,
-        measured=Measured.from_dict(json.loads(measured.read_text())) if measured.is_file() else None,
+        measured=Measured.from_dict(json.loads(measured.read_text()))
+        if measured.is_file()
+        else None,
         compared=_compared(compared),
     )
 

@@ -31,7 +31,10 @@ def _scores(found: Findings) -> list[tuple[str, str]]:
     if e.get("kl") is not None:
         scores += [
             ("over the 16-bit model", f"{e['nelbo_excess']:+.4f} ± {e['nelbo_excess_stderr']:.4f}"),
-            ("KL to the 16-bit model, nats a masked token", f"{e['kl']:.4f} ± {e['kl_stderr']:.4f}"),
+            (
+                "KL to the 16-bit model, nats a masked token",
+                f"{e['kl']:.4f} ± {e['kl_stderr']:.4f}",
+            ),
             ("same first choice", f"{e['top1_agreement']:.1%}"),
         ]
     return scores

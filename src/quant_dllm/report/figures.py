@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from quant_dllm.record import LayerRecord
 from quant_dllm.report.pareto import lower_edge
@@ -105,7 +104,9 @@ def _bits_key(levels: Sequence[int]) -> str:
     parts = []
     for i, level in enumerate(levels):
         x = 50 + 74.0 * i
-        parts.append(element("rect", x=x, y=6, width=16, height=16, class_=f"cell b{min(level, 4)}"))
+        parts.append(
+            element("rect", x=x, y=6, width=16, height=16, class_=f"cell b{min(level, 4)}")
+        )
         parts.append(text(x + 23, 19, f"{level} bit{'s' if level > 1 else ''}"))
     return "".join(parts)
 
@@ -186,7 +187,9 @@ def sizes(rows: Sequence[tuple[str, Sequence[Share]]]) -> str:
 def _parts_key(shares: Sequence[Share], y: float) -> list[str]:
     parts, x = [], 96.0
     for share in shares:
-        parts.append(element("rect", x=x, y=y, width=14, height=14, rx=2, class_=f"part {share.kind}"))
+        parts.append(
+            element("rect", x=x, y=y, width=14, height=14, rx=2, class_=f"part {share.kind}")
+        )
         parts.append(text(x + 20, y + 12, share.name))
         x += 48 + 7.0 * len(share.name)
     return parts
@@ -252,5 +255,3 @@ def pareto(rows: Sequence[Row], ours: str) -> str:
         taken.append((x, label))
         parts.append(text(x + 12, label, row.name, "label strong" if mine else "label"))
     return drawing(WIDTH, height, parts, "Divergence against stored bits, a mark a recipe")
-
-

@@ -70,7 +70,8 @@ class Measured:
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> "Measured":
         """Read what `to_dict` gave."""
-        return cls(**raw | {"samples": [Sample.from_dict(sample) for sample in raw["samples"]]})
+        samples = [Sample.from_dict(sample) for sample in raw["samples"]]
+        return cls(**{**raw, "samples": samples})
 
 
 @dataclass(frozen=True, kw_only=True)

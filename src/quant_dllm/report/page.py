@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import PurePath
 from typing import Any
 
-from quant_dllm.record import BASE, RunRecord
+from quant_dllm.record import BASE, ComparisonRecord, RunRecord
 from quant_dllm.report import figures
 from quant_dllm.report.figures import Share
 from quant_dllm.report.findings import Findings
@@ -50,7 +50,9 @@ def size(count: float | None) -> str:
         return "not known"
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= factor:
-            return f"{count / factor:.3g} {unit}" if count < 1e12 else f"{count / factor:.0f} {unit}"
+            return (
+                f"{count / factor:.3g} {unit}" if count < 1e12 else f"{count / factor:.0f} {unit}"
+            )
     return f"{count:.0f} B"
 
 
@@ -94,14 +96,18 @@ def _facts(found: Findings) -> list[tuple[str, str, str]]:
         ("code bits", f"{bits.code:.3f}", "a quantized weight, codes alone"),
         ("stored bits", f"{bits.stored:.3f}", "a quantized weight, with every scale"),
         ("file bits", f"{bits.file:.3f}", "a weight of the whole file, embedding and head too"),
-        ("weight files", size(total), f"{total / found.base_bytes:.1%} of {size(found.base_bytes)}"),
+        (
+            "weight files",
+            size(total),
+            f"{total / found.base_bytes:.1%} of {size(found.base_bytes)}",
+        ),
         ("time", duration(record.seconds), f"peak memory {size(record.peak_memory)}"),
     ]
     if found.measured and found.measured.evaluation.get("kl") is not None:
         e = found.measured.evaluation
         facts.append(
             ("KL to 16 bits", f"{e['kl']:.3f}",
-             f"± {e['kl_stderr']:.3f} nats a masked token; {e['top1_agreement']:.0%} same first choice")
+             f"± {e['kl_stderr']:.3f} nats a masked token; {e['top1_agreement']:.0%} same token first")
         )  # fmt: skip
     return facts
 
@@ -128,7 +134,30 @@ def _pictures(found: Findings) -> dict[str, str | None]:
 
 
 def _rows(found: Findings) -> list[Row]:
-    return [row for row in rows(found.compared) if row.name != BASE]
+    shown = [row for row in rows([*found.compared, *_itself(found)]) if row.name != BASE]
+    return shown if found.compared else []
+
+
+def _itself(found: Findings) -> list[ComparisonRecord]:
+    """Put this checkpoint among the others, where it was measured on the same text and masks."""
+    recipe, others = found.record.recipe, [run.evaluation for run in found.compared]
+    if not others or found.measured is None or recipe["name"] in map(_name, found.compared):
+        return []
+    e = found.measured.evaluation
+    same = ("text", "sequences", "length", "draws", "seed")
+    if e.get("kl") is None or any(e[key] != others[0].get(key) for key in same):
+        return []
+    return [
+        ComparisonRecord(
+            identity="", model=found.record.base_model, recipe=recipe, seed=found.record.seed,
+            evaluation=e, layer_errors={}, bytes_on_disk=0, seconds=found.record.seconds,
+            peak_memory=found.record.peak_memory, machine="",
+        )
+    ]  # fmt: skip
+
+
+def _name(run: ComparisonRecord) -> str:
+    return run.name
 
 
 def _table(found: Findings) -> list[dict[str, Any]]:

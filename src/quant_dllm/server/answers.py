@@ -158,5 +158,3 @@ DONE = b"data: [DONE]\n\n"
 def error(message: str, kind: str, code: str | None = None) -> dict[str, Any]:
     """Return an error in OpenAI's form."""
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
-
-

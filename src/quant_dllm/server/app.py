@@ -23,6 +23,10 @@ from quant_dllm.server.live import live_page
 
 logger = logging.getLogger(__name__)
 B = TypeVar("B", bound=Body)
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'"
+)
 CLIENT_GONE = 499  # nginx's number for it; nobody receives it
 
 
@@ -78,10 +82,8 @@ class _Routes:
         self.engine, self.guard, self.began = engine, guard, int(time.time())
 
     async def page(self) -> Response:
-        policy = ("default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-                  "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'")  # fmt: skip
         html = live_page(self.engine, needs_key=self.guard.key is not None)
-        return HTMLResponse(html, headers={"Content-Security-Policy": policy})
+        return HTMLResponse(html, headers={"Content-Security-Policy": POLICY})
 
     async def health(self) -> dict[str, Any]:
         return {"status": "ok", "model": self.engine.name, "drafts": self.engine.admitted}
@@ -290,5 +292,3 @@ async def _http_error(_: Request, error: Any) -> Response:
 async def _bug(_: Request, error: Exception) -> Response:
     logger.error("a request failed: %r", error)
     return JSONResponse(answers.error("The server failed.", "server_error"), 500)
-
-

@@ -81,8 +81,9 @@ class Engine:
             used = len(tokenizer(asked, add_special_tokens=False)["input_ids"])
             block = settings.get("block_length") or 1
             length = min(DEFAULT_LENGTH, max(context - used, 1)) // block * block or block
-        sampling = chosen_sampling(self.model, length, settings)
-        return Draft.begin(self.model, asked, sampling, length=length, seed=seed, watched=True)
+        tokens: int = length
+        sampling = chosen_sampling(self.model, tokens, settings)
+        return Draft.begin(self.model, asked, sampling, length=tokens, seed=seed, watched=True)
 
     async def run(
         self, draft: Draft, look: Callable[[Draft], T], gone: asyncio.Event

@@ -13,7 +13,8 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
         self.seconds = Histogram(
-            "quant_dllm_request_seconds", "Time until an answer is whole, or a stream begins.", ("route",),
+            "quant_dllm_request_seconds",
+            "Time until an answer is whole, or a stream begins.", ("route",),
             buckets=(0.1, 0.3, 1, 3, 10, 30, 100, 300), registry=registry,
         )  # fmt: skip
         self.waiting = Gauge(
