@@ -1,4 +1,4 @@
-"""Ask a running server by many clients at once, and throw junk at it: one JSON object.
+"""Ask a running server by many clients at once, and throw junk at it: two JSON objects.
 
 quant-dllm serve tiny-2bit --port 8000 &
 python benchmarks/serve.py http://127.0.0.1:8000 --clients 50
@@ -48,8 +48,8 @@ async def load(url: str, clients: int, tokens: int) -> dict:
 def fuzz(url: str, bodies: int) -> dict:
     """Send broken bodies; count what comes back."""
     dice, found = random.Random(0), {}
-    whole = json.dumps({"prompt": "Once", "max_tokens": 2, "temperature": 0.5, "stop": ["x"]})
-    with httpx.Client(timeout=60) as client:
+    whole = json.dumps({"prompt": "Once", "max_tokens": 2, "block_length": 2, "stop": ["x"]})
+    with httpx.Client(timeout=600) as client:
         for _ in range(bodies):
             body = bytearray(whole.encode())
             for _ in range(dice.randrange(1, 6)):
@@ -71,7 +71,8 @@ def main() -> None:
     parser.add_argument("--bodies", type=int, default=1000)
     asked = parser.parse_args()
     found = asyncio.run(load(asked.url, asked.clients, asked.tokens))
-    print(json.dumps({"what": "serve", "load": found, "fuzz": fuzz(asked.url, asked.bodies)}))
+    print(json.dumps({"what": "serve load"} | found), flush=True)
+    print(json.dumps({"what": "serve fuzz"} | fuzz(asked.url, asked.bodies)))
 
 
 if __name__ == "__main__":

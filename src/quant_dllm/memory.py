@@ -40,6 +40,15 @@ class PeakMemory:
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return None
 
+    @staticmethod
+    def now() -> int | None:
+        """Return the resident memory of the process at this moment, bytes."""
+        with contextlib.suppress(OSError):
+            for line in STATUS.read_text().splitlines():
+                if line.startswith("VmRSS:"):
+                    return int(line.split()[1]) * 1024
+        return None
+
     @property
     def device(self) -> int | None:
         """Memory that torch had allocated on the accelerator, bytes; ``None`` without one."""

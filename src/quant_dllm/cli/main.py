@@ -17,6 +17,8 @@ from quant_dllm.cli.doctor import doctor
 from quant_dllm.cli.evaluate import evaluate
 from quant_dllm.cli.generate import generate
 from quant_dllm.cli.inspect import inspect
+from quant_dllm.cli.plan import plan
+from quant_dllm.cli.push import push
 from quant_dllm.cli.quantize import quantize
 from quant_dllm.cli.report import report
 from quant_dllm.cli.serve import serve
@@ -25,8 +27,10 @@ from quant_dllm.errors import QuantDLLMError, hint
 VERBS = {
     f.__name__: f
     for f in (
+        plan,
         quantize,
         report,
+        push,
         evaluate,
         generate,
         chat,
