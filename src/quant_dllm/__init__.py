@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from quant_dllm.generation.generate import generate as generate
     from quant_dllm.integrations.quantizer import QuantDLLMConfig as QuantDLLMConfig
     from quant_dllm.models.load import load as load
-    from quant_dllm.planning.plan import plan as plan
     from quant_dllm.pipeline.quantize import quantize as quantize
+    from quant_dllm.planning.plan import plan as plan
     from quant_dllm.recipe import Recipe as Recipe
 
 _FACE = {

@@ -195,9 +195,9 @@ def test_fifty_clients_all_get_answers(model):
 
 
 def test_a_full_queue_says_so(model):
-    with serving(model, slow=0.05, queue=0) as (address, _):
-        with httpx.stream("POST", f"{address}/v1/denoise",
-                          json={"prompt": PROMPT, "max_tokens": 24}) as first:  # fmt: skip
+    asked = {"prompt": PROMPT, "max_tokens": 24}
+    with serving(model, slow=0.05, queue=0) as (address, _):  # noqa: SIM117
+        with httpx.stream("POST", f"{address}/v1/denoise", json=asked) as first:
             lines = first.iter_lines()
             next(line for line in lines if line.startswith("event: step"))
             busy = httpx.post(f"{address}/v1/completions", json={"prompt": PROMPT})
@@ -216,11 +216,12 @@ def test_it_takes_too_long(model):
 def test_who_goes_away_is_given_up(model, stream):
     with serving(model, slow=0.1) as (address, engine):
         asked = {"prompt": PROMPT, "max_tokens": 40, "stream": stream}
-        with pytest.raises(httpx.TimeoutException), httpx.Client(timeout=0.4) as client:
-            with client.stream("POST", f"{address}/v1/completions", json=asked) as answer:
-                for _ in answer.iter_bytes():
-                    time.sleep(0.2)
-                    raise httpx.ReadTimeout("enough")
+        gone = pytest.raises(httpx.TimeoutException)
+        where = f"{address}/v1/completions"
+        with gone, httpx.Client(timeout=0.4) as c, c.stream("POST", where, json=asked) as answer:
+            for _ in answer.iter_bytes():
+                time.sleep(0.2)
+                raise httpx.ReadTimeout("enough")
         until = time.monotonic() + 5
         while (engine.admitted or not engine.metrics.cancelled._value.get()) and (
             time.monotonic() < until
@@ -237,8 +238,8 @@ JUNK = st.recursive(
 FIELDS = ("model", "max_tokens", "temperature", "top_p", "seed", "stop", "n", "stream", "steps",
           "stream_options", "block_length", "sampler", "threshold", "editing", "guidance", "cache",
           "logprobs", "echo", "prompt", "messages")  # fmt: skip
-KNOBS = dict(max_examples=60, deadline=None, derandomize=True,
-             suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])  # fmt: skip
+SLOW = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+KNOBS = dict(max_examples=40, deadline=None, derandomize=True, suppress_health_check=SLOW)
 
 
 @settings(**KNOBS)

@@ -42,7 +42,10 @@ def evaluate(
     attention_block: AttentionBlock = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a model's likelihood bound and its distance from another model, or score tasks."""
+    """Measure a model's likelihood bound and its distance from another model, or score tasks.
+
+    Example: quant-dllm evaluate tiny-2bit --against tiny
+    """
     told = {
         "seed": seed, "device": device, "mask_token_id": mask_token_id,
         "attention_block": attention_block,

@@ -53,7 +53,8 @@ def plan(
         "model": f"{found.model}: {found.family}, {found.blocks} blocks, {found.layers} layers to "
         f"quantize, {found.parameters / 1e6:,.1f} million weights",
         "recipe": found.recipe,
-        "bits a weight": f"{b.code:.3f} codes, {b.stored:.3f} with scales, {b.file:.3f} of the file",
+        "bits a weight": f"{b.code:.3f} codes, {b.stored:.3f} with scales, "
+        f"{b.file:.3f} of the file",
         "weight files": f"{size(found.weight_bytes)}, of {size(found.base_bytes)}",
         "disk": size(found.disk_bytes)
         + ("" if found.disk_free is None else f", {size(found.disk_free)} free"),

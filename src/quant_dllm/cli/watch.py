@@ -104,8 +104,8 @@ class QuantizeView:
 
         head = Text.assemble((f"block {self.block} of {self.blocks}", "bold"),
                              f"   layer {len(self.done)} of {self.total}")  # fmt: skip
-        bar = ProgressBar(total=self.total or 1, completed=len(self.done), complete_style="color(39)",
-                          finished_style="color(39)")  # fmt: skip
+        bar = ProgressBar(total=self.total or 1, completed=len(self.done),
+                          complete_style="color(39)", finished_style="color(39)")  # fmt: skip
         table = Table(box=None, expand=True, pad_edge=False, header_style="dim")
         for name in ("layer", "bits", "blocks", "error", "", "seconds"):
             left = name in ("layer", "")

@@ -12,8 +12,8 @@ from quant_dllm.pipeline.job import Job
 from quant_dllm.pipeline.quantize import BATCH_TOKENS
 from quant_dllm.planning.sizes import Size, Sizes
 from quant_dllm.planning.timing import Timing, time_one_block
-from quant_dllm.record import Bits
 from quant_dllm.recipe import Recipe
+from quant_dllm.record import Bits
 from quant_dllm.statistics.layer import Needs
 
 BESIDE_BYTES = 1200  # what manifest, configuration and events say of a layer
@@ -76,10 +76,16 @@ def plan(
     """Refuse what `quantize` would refuse, and say what the rest will give.
 
     Args:
-        model, recipe, settings, calibration, device, seed: As of `quantize`.
-        mask_token_id, attention_block: The same.
+        model: A folder, ``"tiny"``, or a Hugging Face id.
+        recipe: Name of a preset, YAML file, or `Recipe`.
+        settings: Fields of the recipe to change, by path.
         out: Folder to make; its disk is looked at.
+        calibration: Text file; the bundled text for ``tiny``.
+        device: Where to compute.
         timed: Whether to quantize the first block and throw it away, to tell the time.
+        seed: Of windows and masks.
+        mask_token_id: The mask token, where the model's folder does not say.
+        attention_block: See `quantize`.
 
     Raises:
         RequestError: The disk is too small.

@@ -107,7 +107,8 @@ def _facts(found: Findings) -> list[tuple[str, str, str]]:
         e = found.measured.evaluation
         facts.append(
             ("KL to 16 bits", f"{e['kl']:.3f}",
-             f"± {e['kl_stderr']:.3f} nats a masked token; {e['top1_agreement']:.0%} same token first")
+             f"± {e['kl_stderr']:.3f} nats a masked token; the same first choice in "
+             f"{e['top1_agreement']:.0%}")
         )  # fmt: skip
     return facts
 

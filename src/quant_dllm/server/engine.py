@@ -105,14 +105,16 @@ class Engine:
 
         self._admit(1)
         work = self._pool.submit(self._work, draft, look, stop, put)
-        leaving = asyncio.create_task(_tell(gone, found))
+        leaving, ended = asyncio.create_task(_tell(gone, found)), False
         try:
             async with asyncio.timeout(self.timeout):
                 while (item := await found.get()) is not _END:
                     if isinstance(item, BaseException):
                         raise item
                     yield item
+            ended = True
         finally:
+            self.metrics.cancelled.inc(not ended)
             stop.set()
             work.cancel()
             leaving.cancel()
@@ -136,7 +138,6 @@ class Engine:
                 self.metrics.calls.inc(draft.denoiser.calls - before)
                 before = draft.denoiser.calls
                 if stop.is_set():
-                    self.metrics.cancelled.inc()
                     return
                 put(look(draft))
             self.metrics.tokens.inc(len(draft.token_ids))
