@@ -86,9 +86,9 @@ def shortened(line: str, model: Path) -> list[str]:
 def prepare(verb: str, words: list[str], model: Path) -> None:
     """Make the checkpoint that a command of its own works on."""
     for name in words:
-        if re.fullmatch(r"[\w-]+-(2bit|gptq)", name) and not Path(name).exists():
-            if verb not in ("quantize", "plan"):
-                main(["quantize", str(model), "-o", name, "-r", "rtn-2bit"])
+        wanted = re.fullmatch(r"[\w-]+-(2bit|gptq)", name) and verb not in ("quantize", "plan")
+        if wanted and not Path(name).exists():
+            main(["quantize", str(model), "-o", name, "-r", "rtn-2bit"])
 
 
 def run(line: str, model: Path) -> None:
