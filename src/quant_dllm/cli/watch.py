@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -85,7 +86,7 @@ class QuantizeView:
 
         console = Console(stderr=True)
         with Live(console=console, get_renderable=lambda: self.picture(what),
-                  refresh_per_second=4, transient=True):  # fmt: skip
+                  refresh_per_second=4, transient=True), _logs_above():  # fmt: skip
             for item in items:
                 yield item
                 self._take(item)
@@ -130,6 +131,20 @@ class QuantizeView:
             f"peak memory {size(PeakMemory.read())}",
         ]
         return Text(" · ".join(parts), style="dim")
+
+
+@contextmanager
+def _logs_above() -> Iterator[None]:
+    """Let what is logged meanwhile go above the view, which has taken the place of stderr."""
+    handlers = [h for h in logging.getLogger("quant_dllm").handlers
+                if isinstance(h, logging.StreamHandler)]  # fmt: skip
+    before = [handler.setStream(sys.stderr) for handler in handlers]
+    try:
+        yield
+    finally:
+        for handler, stream in zip(handlers, before, strict=True):
+            if stream is not None:
+                handler.setStream(stream)
 
 
 def watching(model: str, attention_block: int | None) -> QuantizeView:
