@@ -27,10 +27,10 @@ class Size:
         file: Bytes in the weight files.
     """
 
-    weights: float = 0.0
-    code: float = 0.0
-    stored: float = 0.0
-    file: float = 0.0
+    weights: int | float = 0
+    code: int | float = 0
+    stored: int | float = 0
+    file: int | float = 0
 
     def __add__(self, other: "Size") -> "Size":
         return Size(
@@ -38,7 +38,7 @@ class Size:
             self.stored + other.stored, self.file + other.file,
         )  # fmt: skip
 
-    def __mul__(self, times: float) -> "Size":
+    def __mul__(self, times: int | float) -> "Size":
         return Size(self.weights * times, self.code * times, self.stored * times, self.file * times)
 
     def __sub__(self, other: "Size") -> "Size":

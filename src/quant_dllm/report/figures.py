@@ -8,6 +8,7 @@ from quant_dllm.record import LayerRecord
 from quant_dllm.report.pareto import lower_edge
 from quant_dllm.report.svg import (
     Frame,
+    Number,
     Scale,
     around,
     drawing,
@@ -71,7 +72,7 @@ def layer_errors(layers: Sequence[LayerRecord]) -> str | None:
     return drawing(WIDTH, height, parts, "Output error of each layer over the model's blocks")
 
 
-def _whole(count: int) -> tuple[list[float], list[str]]:
+def _whole(count: int) -> tuple[list[Number], list[str]]:
     step = max(1, -(-count // 16))
     shown = range(0, count, step)
     return [float(i) for i in shown], [str(i) for i in shown]
@@ -114,10 +115,10 @@ def _bits_key(levels: Sequence[int]) -> str:
 def _panel(
     kind: str,
     panel: Sequence[tuple[int, Sequence[int]]],
-    x: float,
-    y: float,
-    wide: float,
-    cell: float,
+    x: Number,
+    y: Number,
+    wide: Number,
+    cell: Number,
     first: bool,
 ) -> str:
     """Draw one kind of layer."""
@@ -150,7 +151,7 @@ class Share:
     """One part of the weight files: what it is, and its bytes."""
 
     name: str
-    bytes: float
+    bytes: Number
     kind: str
 
 
@@ -184,7 +185,7 @@ def sizes(rows: Sequence[tuple[str, Sequence[Share]]]) -> str:
     return drawing(WIDTH, bottom + 76, parts, "What the weight files hold")
 
 
-def _parts_key(shares: Sequence[Share], y: float) -> list[str]:
+def _parts_key(shares: Sequence[Share], y: Number) -> list[str]:
     parts, x = [], 96.0
     for share in shares:
         parts.append(
@@ -195,7 +196,7 @@ def _parts_key(shares: Sequence[Share], y: float) -> list[str]:
     return parts
 
 
-def by_mask_ratio(kl: Mapping[str, float], top1: Mapping[str, float]) -> str:
+def by_mask_ratio(kl: Mapping[str, Number], top1: Mapping[str, Number]) -> str:
     """Draw KL and agreement over the share of tokens that is masked, side by side."""
     height = 300.0
     ratios = [float(ratio) for ratio in kl]
@@ -232,13 +233,13 @@ def pareto(rows: Sequence[Row], ours: str) -> str:
     )  # fmt: skip
     edge = lower_edge([(row.stored_bits, row.kl.mean) for row in rows])
     parts = [frame.axes()]
-    stairs: list[tuple[float, float]] = []
+    stairs: list[tuple[Number, Number]] = []
     for bits, kl in edge:
         if stairs:
             stairs.append((frame.x(bits), stairs[-1][1]))
         stairs.append((frame.x(bits), frame.y(kl)))
     parts.append(line(stairs, "edge"))
-    taken: list[tuple[float, float]] = []
+    taken: list[tuple[Number, Number]] = []
     for row in sorted(rows, key=lambda row: -row.kl.mean):
         x, y = frame.x(row.stored_bits), frame.y(row.kl.mean)
         spread = row.kl.deviation

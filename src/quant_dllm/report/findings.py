@@ -28,6 +28,12 @@ class Written:
     seconds: float
     events: list[tuple[int, int, str, float]]
 
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> "Written":
+        """Read what `Measured.to_dict` gave."""
+        events = [(int(a), int(b), str(c), float(d)) for a, b, c, d in raw["events"]]
+        return cls(**{**raw, "events": events})
+
     def last(self) -> list[tuple[str, float]]:
         """Return the finished text, token by token, with confidences."""
         found = {position: (piece, sure) for _, position, piece, sure in self.events}
@@ -44,7 +50,7 @@ class Sample:
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> "Sample":
         """Read what `Measured.to_dict` gave."""
-        return cls(prompt=raw["prompt"], answers=[Written(**a) for a in raw["answers"]])
+        return cls(prompt=raw["prompt"], answers=[Written.from_dict(a) for a in raw["answers"]])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,7 +44,7 @@ def command(record: RunRecord) -> str:
     return " ".join(words + (["--seed", str(record.seed)] if record.seed else []))
 
 
-def size(count: float | None) -> str:
+def size(count: int | float | None) -> str:
     """Format bytes."""
     if count is None:
         return "not known"
@@ -56,7 +56,7 @@ def size(count: float | None) -> str:
     return f"{count:.0f} B"
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: int | float) -> str:
     """Format a time."""
     if seconds < 120:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+Number = int | float
+
 SERIES = 8
 """Series that have a colour of their own, ``s0`` … in the style sheet."""
 
@@ -25,12 +27,12 @@ def element(name: str, content: str = "", **attributes: Any) -> str:
     return f"<{name}{''.join(parts)}>{content}</{name}>"
 
 
-def text(x: float, y: float, words: str, class_: str = "label", **attributes: Any) -> str:
+def text(x: Number, y: Number, words: str, class_: str = "label", **attributes: Any) -> str:
     """Write text at a point."""
     return element("text", escape(words), x=x, y=y, class_=class_, **attributes)
 
 
-def drawing(width: float, height: float, parts: Iterable[str], label: str) -> str:
+def drawing(width: Number, height: Number, parts: Iterable[str], label: str) -> str:
     """Wrap a picture; ``label`` is read out in its place."""
     return element(
         "svg", "".join(parts), xmlns="http://www.w3.org/2000/svg", role="img", aria_label=label,
@@ -48,21 +50,21 @@ class Scale:
         log: Whether equal ratios are equal lengths.
     """
 
-    low: float
-    high: float
-    start: float
-    stop: float
+    low: Number
+    high: Number
+    start: Number
+    stop: Number
     log: bool = False
 
-    def __call__(self, value: float) -> float:
+    def __call__(self, value: Number) -> Number:
         """Return where a value lies."""
         low, high, value = (self._warp(v) for v in (self.low, self.high, value))
         return self.start + (value - low) / ((high - low) or 1.0) * (self.stop - self.start)
 
-    def _warp(self, value: float) -> float:
+    def _warp(self, value: Number) -> Number:
         return math.log10(max(value, 1e-300)) if self.log else value
 
-    def ticks(self, wanted: int = 5) -> list[float]:
+    def ticks(self, wanted: int = 5) -> list[Number]:
         """Choose round values between the ends."""
         if self.log:
             return self._log_ticks()
@@ -73,7 +75,7 @@ class Scale:
         last = math.floor(self.high / step + 1e-9)
         return [i * step for i in range(first, last + 1)]
 
-    def _log_ticks(self) -> list[float]:
+    def _log_ticks(self) -> list[Number]:
         low, high = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
         for steps in ((1,), (1, 3), (1, 2, 5), tuple(range(1, 10))):
             ticks = [m * 10.0**e for e in range(low, high + 1) for m in steps]
@@ -83,7 +85,7 @@ class Scale:
         return inside
 
 
-def around(values: Sequence[float], start: float, stop: float, log: bool = False) -> Scale:
+def around(values: Sequence[Number], start: Number, stop: Number, log: bool = False) -> Scale:
     """Make a scale with some room beyond the values."""
     low, high = min(values), max(values)
     if log:
@@ -94,7 +96,7 @@ def around(values: Sequence[float], start: float, stop: float, log: bool = False
     return Scale(low - room, high + room, start, stop)
 
 
-def number(value: float) -> str:
+def number(value: Number) -> str:
     """Format a tick."""
     if value and not 1e-3 <= abs(value) < 1e5:
         mantissa, exponent = f"{value:.0e}".split("e")
@@ -117,7 +119,7 @@ class Frame:
     y_label: str
 
     def axes(
-        self, x_ticks: Sequence[float] | None = None, x_names: Sequence[str] | None = None
+        self, x_ticks: Sequence[Number] | None = None, x_names: Sequence[str] | None = None
     ) -> str:
         """Draw grid, ticks and labels."""
         left, right, bottom, top = self.x.start, self.x.stop, self.y.start, self.y.stop
@@ -137,7 +139,7 @@ class Frame:
         return "".join(parts)
 
 
-def marker(kind: int, x: float, y: float, size: float = 4.5, hint: str = "") -> str:
+def marker(kind: int, x: Number, y: Number, size: Number = 4.5, hint: str = "") -> str:
     """Draw the mark of a series; ``hint`` is shown where the pointer rests."""
     title = element("title", escape(hint)) if hint else ""
     shape = kind % SERIES
@@ -156,13 +158,13 @@ def marker(kind: int, x: float, y: float, size: float = 4.5, hint: str = "") -> 
     return element("circle", title, cx=x, cy=y, r=size, class_=f"mark s{shape}{hollow}")
 
 
-def line(points: Iterable[tuple[float, float]], class_: str) -> str:
+def line(points: Iterable[tuple[Number, Number]], class_: str) -> str:
     """Join points."""
     at = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     return element("polyline", points=at, class_=class_)
 
 
-def legend(x: float, y: float, names: Sequence[str], step: float = 19) -> str:
+def legend(x: Number, y: Number, names: Sequence[str], step: Number = 19) -> str:
     """List series, one below the other."""
     return "".join(
         marker(i, x, y + i * step) + text(x + 12, y + i * step + 4, name)
