@@ -92,7 +92,7 @@ def bits_map(layers: Sequence[LayerRecord], bits: Mapping[str, Sequence[int]]) -
     wide = (WIDTH - left - gap * (columns - 1) - 8) / columns
     rows = max(len(panel) for panel in panels.values())
     cell = max(3.0, min(18.0, 300.0 / rows))
-    tall = cell * rows + 62
+    tall = cell * rows + 54
     parts = [_bits_key(sorted({b for found in bits.values() for b in found}))]
     for i, (kind, panel) in enumerate(panels.items()):
         x, y = left + (i % columns) * (wide + gap), top + (i // columns) * tall

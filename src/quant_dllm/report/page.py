@@ -177,7 +177,7 @@ def _choices(recipe: dict[str, Any]) -> list[tuple[str, str, str]]:
     parts = [(part, value) for part, value in recipe.items() if isinstance(value, dict)]
     return [
         (part, value.get("name", "–"),
-         ", ".join(f"{key} {shown}" for key, shown in value.items() if key != "name"))
+         ", ".join(f"{k} {v}" for k, v in value.items() if k != "name" and v is not None))
         for part, value in parts
     ]  # fmt: skip
 
