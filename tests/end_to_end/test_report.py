@@ -54,6 +54,9 @@ def test_every_run_leaves_a_page_a_card_and_events(packed):
     assert [e["event"] for e in events] == ["start", *["layer"] * 14, "end"]
     record = gather(packed).record
     assert [e["layer"] for e in events[1:-1]] == [layer.name for layer in record.layers]
+    assert (
+        "--set precision.ratio=0.5" in card and "calibration.prompt" not in card.split("| part")[0]
+    )
     assert str(packed.parent) not in card + (packed / "report.html").read_text()
 
 

@@ -1,11 +1,14 @@
 """One self-contained HTML page about a checkpoint: nothing in it asks a network for anything."""
 
 import json
+import shlex
 from functools import cache
 from importlib.resources import files
 from pathlib import PurePath
 from typing import Any
 
+from quant_dllm.errors import QuantDLLMError
+from quant_dllm.recipe import Recipe
 from quant_dllm.record import BASE, ComparisonRecord, RunRecord
 from quant_dllm.report import figures
 from quant_dllm.report.figures import Share
@@ -39,9 +42,31 @@ def base_name(record: RunRecord) -> str:
 
 
 def command(record: RunRecord) -> str:
-    """Write the command that makes this checkpoint again."""
+    """Write the command that makes this checkpoint again, changed fields of the recipe too."""
     words = ["quant-dllm", "quantize", base_name(record), "-o", "OUT", "-r", record.recipe["name"]]
-    return " ".join(words + (["--seed", str(record.seed)] if record.seed else []))
+    for setting in _changes(record.recipe):
+        words += ["--set", setting]
+    return shlex.join(words + (["--seed", str(record.seed)] if record.seed else []))
+
+
+def _changes(recipe: dict[str, Any]) -> list[str]:
+    """List the fields in which a recipe differs from the preset of its name."""
+    try:
+        preset = json.loads(json.dumps(Recipe.load(recipe["name"]).to_dict()))
+    except QuantDLLMError:  # somebody's own file
+        return []
+    found = []
+    for part, fields in recipe.items():
+        if not isinstance(fields, dict):
+            continue
+        theirs = preset.get(part, {})
+        if fields.get("name") != theirs.get("name"):
+            found.append(f"{part}={fields.get('name')}")
+            theirs = {}
+        found += [f"{part}.{key}={'null' if value is None else value}"
+                  for key, value in fields.items()
+                  if key != "name" and theirs.get(key) != value]  # fmt: skip
+    return found
 
 
 def size(count: int | float | None) -> str:
