@@ -4,6 +4,7 @@ import io
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from quant_dllm.cli.canvas import caption, drawn
 from quant_dllm.cli.main import main
@@ -60,6 +61,7 @@ def test_the_live_view_fits_a_narrow_terminal():
     view.total = 14
     for width in (30, 80, 200):
         console = Console(file=io.StringIO(), width=width, force_terminal=True)
-        console.print(view.picture("quantizing by x"))
-        lines = console.file.getvalue().splitlines()
-        assert len(lines) == 8 and "block 1 of 2" in lines[1]
+        console.print(view.picture("quantizing by x", width))
+        shown = Text.from_ansi(console.file.getvalue()).plain
+        assert "block 1 of 2" in shown and "0.q_proj" in shown and "1.0e-02" in shown
+        assert max(map(len, shown.splitlines())) <= width

@@ -14,6 +14,7 @@ from quant_dllm.record import LayerRecord
 
 T = TypeVar("T")
 SHOWN = 7  # layers that the live view lists
+WIDE = 64  # columns of a terminal below which the view says less
 
 
 @dataclass
@@ -85,7 +86,7 @@ class QuantizeView:
         from rich.live import Live
 
         console = Console(stderr=True)
-        with Live(console=console, get_renderable=lambda: self.picture(what),
+        with Live(console=console, get_renderable=lambda: self.picture(what, console.width),
                   refresh_per_second=4, transient=True), _logs_above():  # fmt: skip
             for item in items:
                 yield item
@@ -95,8 +96,8 @@ class QuantizeView:
         if isinstance(item, LayerRecord):
             self.done.append(item)
 
-    def picture(self, what: str) -> Any:
-        """Draw the view."""
+    def picture(self, what: str, width: int) -> Any:
+        """Draw the view, for a terminal of so many columns."""
         from rich.console import Group
         from rich.panel import Panel
         from rich.progress_bar import ProgressBar
@@ -108,15 +109,18 @@ class QuantizeView:
         bar = ProgressBar(total=self.total or 1, completed=len(self.done),
                           complete_style="color(39)", finished_style="color(39)")  # fmt: skip
         table = Table(box=None, expand=True, pad_edge=False, header_style="dim")
-        for name in ("layer", "bits", "blocks", "error", "", "seconds"):
+        wide = ("layer", "bits", "blocks", "error", "", "seconds")
+        columns = wide if width >= WIDE else ("layer", "error", "seconds")
+        for name in columns:
             left = name in ("layer", "")
             table.add_column(name, justify="left" if left else "right", no_wrap=True)
         worst = max((layer.error or 0 for layer in self.done), default=0) or 1.0
         for layer in self.done[-SHOWN:]:
             orders = " ".join(f"{n}×{k}" for k, n in sorted(layer.orders.items())) or "–"
             error = "–" if layer.error is None else f"{layer.error:.1e}"
-            table.add_row(_short(layer.name), f"{layer.stored_bits:.2f}", orders, error,
-                          _gauge((layer.error or 0) / worst), f"{layer.seconds:.1f}")  # fmt: skip
+            cells = (_short(layer.name), f"{layer.stored_bits:.2f}", orders, error,
+                     _gauge((layer.error or 0) / worst), f"{layer.seconds:.1f}")  # fmt: skip
+            table.add_row(*(cells[wide.index(name)] for name in columns))
         return Panel(Group(head, bar, "", table, "", self._foot()), title=what, title_align="left",
                      border_style="dim")  # fmt: skip
 

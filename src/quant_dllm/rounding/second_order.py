@@ -106,7 +106,8 @@ def refit_rows(m: Matrix) -> None:
             other, to = m.blocks[h], slice(ends[h] - orders[h], ends[h])
             projected = V @ m.hessian[left.channels, other.channels]
             gram[:, at, to] = projected @ other.by_row().transpose(1, 2)
-            gram[:, to, at] = gram[:, at, to].transpose(1, 2)
+            if h < g:
+                gram[:, to, at] = gram[:, at, to].transpose(1, 2)
     scales = _solve(gram, right)
     for g, block in enumerate(m.blocks):
         block.rows = scales[:, ends[g] - orders[g] : ends[g]].T.contiguous()
