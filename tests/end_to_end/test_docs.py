@@ -52,7 +52,7 @@ def page_commands() -> dict[str, list[str]]:
 
 @pytest.fixture(scope="module")
 def stand_in(tmp_path_factory):
-    config = CONFIG | {"n_layers": 1, "max_sequence_length": 512}
+    config = CONFIG | {"n_layers": 1, "max_sequence_length": 256}
     return save_model(tmp_path_factory.mktemp("docs") / "model", config)
 
 

@@ -113,7 +113,7 @@ def test_a_push_lists_what_it_would_upload(capsys, packed):
     assert "USER/REPO" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("recipe", ["quant-dllm-2bit", "gptq-2bit", "awq-3bit", "billm"])
+@pytest.mark.parametrize("recipe", ["quant-dllm-2bit", "gptq-2bit", "awq-3bit"])
 def test_a_plan_is_what_the_run_gives(small_model, tmp_path, recipe):
     settings = SMALL_RECIPE
     foreseen = plan(small_model, recipe, settings=settings)

@@ -2,6 +2,7 @@
 
 A recipe's quantizer packs a few small random weights. What it stores is linear in the output
 channels, and in the whole blocks of input channels, so that four such weights tell the size of any.
+What BiLLM would store depends on the weights themselves: for it this is a guess.
 """
 
 from dataclasses import dataclass

@@ -2,8 +2,10 @@
 
 import time
 from dataclasses import dataclass, replace
-from typing import Any
 
+from torch import Tensor
+
+from quant_dllm.checkpoint.writer import CheckpointWriter
 from quant_dllm.memory import PeakMemory
 from quant_dllm.pipeline.job import Job
 from quant_dllm.pipeline.quantize import quantize_blocks
@@ -12,10 +14,13 @@ from quant_dllm.record import LayerRecord
 SHARE = 4  # of the calibration text, one part in so many is looked at
 
 
-class Nowhere:
+class Nowhere(CheckpointWriter):
     """A writer that keeps nothing."""
 
-    def add(self, tensors: dict[str, Any]) -> None:
+    def __init__(self) -> None:
+        pass  # no folder is made
+
+    def add(self, tensors: dict[str, Tensor]) -> None:
         """Take tensors."""
 
 
@@ -55,7 +60,7 @@ def time_one_block(job: Job) -> Timing:
     peak, began = PeakMemory(job.device.type), time.monotonic()
     records: list[LayerRecord] = []
     arrived: list[float] = []
-    for record in quantize_blocks(part, Nowhere()):  # type: ignore[arg-type]
+    for record in quantize_blocks(part, Nowhere()):
         records.append(record)
         arrived.append(time.monotonic() - began)
         if len(records) > a_block:
