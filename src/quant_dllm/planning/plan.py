@@ -134,16 +134,16 @@ def plan(
 
 def _sizes(job: Job) -> tuple[Size, int]:
     """Return what packed layers take together, and bytes of all else in the weight files."""
-    network, sizes, total = job.source.empty(), Sizes(job), Size()
+    shapes, sizes, total = job.source.empty().state_dict(), Sizes(job), Size()
     counts: dict[tuple[int, int], int] = {}
     slots = set(job.source.layers)
     for slot in job.source.layers:
-        out, inputs = network.get_submodule(slot).weight.shape  # type: ignore[union-attr,misc]
+        out, inputs = map(int, shapes[f"{slot}.weight"].shape)
         counts[out, inputs] = counts.get((out, inputs), 0) + 1
     for (out, inputs), count in counts.items():
         total += sizes.layer(out, inputs) * count
     outside = names = 0
-    for name, tensor in network.state_dict().items():
+    for name, tensor in shapes.items():
         if name.removesuffix(".weight") in slots:
             names += 4
             continue
@@ -173,7 +173,8 @@ def _memory(job: Job, timing: Timing | None) -> int:
         return round(timing.memory + states * (1 - 1 / timing.share))
     network = job.source.empty()
     block = sum(p.numel() for p in network.blocks[0].parameters())
-    widest = max(network.get_submodule(s).weight.shape[1] for s in job.source.layers[:64])  # type: ignore[union-attr,index]
+    shapes = network.state_dict()
+    widest = max(int(shapes[f"{slot}.weight"].shape[1]) for slot in job.source.layers[:64])
     moments = 4 * 6 * widest**2 * streams
     solves = 4 * 3 * (2 * widest) ** 2 if hasattr(job.quantizer, "refinements") else 0
     passing = 4 * BATCH_TOKENS * (4 * config.width + 3 * config.mlp_width)

@@ -77,11 +77,11 @@ class Engine:
         if not asked:
             raise RequestError("The prompt is empty; at least one token is wanted.")
         settings = checked(settings)
-        if length is None:
+        tokens = length or 0
+        if not tokens:
             used = len(tokenizer(asked, add_special_tokens=False)["input_ids"])
-            block = settings.get("block_length") or 1
-            length = min(DEFAULT_LENGTH, max(context - used, 1)) // block * block or block
-        tokens: int = length
+            block: int = settings.get("block_length") or 1
+            tokens = min(DEFAULT_LENGTH, max(context - used, 1)) // block * block or block
         sampling = chosen_sampling(self.model, tokens, settings)
         return Draft.begin(self.model, asked, sampling, length=tokens, seed=seed, watched=True)
 
