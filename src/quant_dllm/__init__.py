@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from quant_dllm.integrations.quantizer import QuantDLLMConfig as QuantDLLMConfig
     from quant_dllm.models.load import load as load
     from quant_dllm.pipeline.quantize import quantize as quantize
+    from quant_dllm.planning.plan import plan as plan
     from quant_dllm.recipe import Recipe as Recipe
 
 _FACE = {
@@ -25,9 +26,10 @@ _FACE = {
     "evaluate": "quant_dllm.evaluation.evaluate",
     "generate": "quant_dllm.generation.generate",
     "load": "quant_dllm.models.load",
+    "plan": "quant_dllm.planning.plan",
     "quantize": "quant_dllm.pipeline.quantize",
 }
-__all__ = ["QuantDLLMConfig", "Recipe", "evaluate", "generate", "load", "quantize"]
+__all__ = ["QuantDLLMConfig", "Recipe", "evaluate", "generate", "load", "plan", "quantize"]
 
 
 def __getattr__(name: str) -> Any:

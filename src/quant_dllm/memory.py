@@ -25,6 +25,11 @@ class PeakMemory:
     @property
     def process(self) -> int | None:
         """Resident memory of the whole process, bytes; ``None`` where the system does not tell."""
+        return self.read()
+
+    @staticmethod
+    def read() -> int | None:
+        """Return the same since the last object was made."""
         with contextlib.suppress(OSError):
             for line in STATUS.read_text().splitlines():
                 if line.startswith("VmHWM:"):
@@ -33,6 +38,15 @@ class PeakMemory:
             import resource
 
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return None
+
+    @staticmethod
+    def now() -> int | None:
+        """Return the resident memory of the process at this moment, bytes."""
+        with contextlib.suppress(OSError):
+            for line in STATUS.read_text().splitlines():
+                if line.startswith("VmRSS:"):
+                    return int(line.split()[1]) * 1024
         return None
 
     @property

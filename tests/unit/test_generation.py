@@ -7,8 +7,9 @@ import torch
 
 from quant_dllm.errors import RequestError
 from quant_dllm.generation.choose import certainty, choose, kept, nucleus
-from quant_dllm.generation.generate import checked, decode
+from quant_dllm.generation.generate import checked
 from quant_dllm.generation.masked import EDITS, check_schedule, denoise, plan, quotas
+from quant_dllm.generation.pieces import decode
 from quant_dllm.models.sampling import Sampling
 
 MASK, VOCAB = 19, 20

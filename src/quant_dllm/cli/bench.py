@@ -24,7 +24,10 @@ def bench(
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Time a model at 16 bits and packed, and weigh what it takes in memory."""
+    """Time a model at 16 bits and packed, and weigh what it takes in memory.
+
+    Example: quant-dllm bench tiny --length 64
+    """
     import torch
 
     from quant_dllm.cli.show import print_facts, print_json, print_table, size, track

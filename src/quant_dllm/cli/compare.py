@@ -30,7 +30,10 @@ def compare(
     attention_block: AttentionBlock = None,
     as_json: AsJson = False,
 ) -> None:
-    """Quantize a model by several recipes and measure all of them on the same text and masks."""
+    """Quantize a model by several recipes and measure all of them on the same text and masks.
+
+    Example: quant-dllm compare tiny -r gptq-2bit -r quant-dllm-2bit -o compared
+    """
     from quant_dllm.cli.show import print_json, print_table, track
     from quant_dllm.evaluation.compare import Comparison, append_record, read_records
     from quant_dllm.report.pareto import draw

@@ -17,7 +17,10 @@ def demo(
         Path | None, typer.Option(help="Keep the checkpoints here; default: nowhere.")
     ] = None,
 ) -> None:
-    """Quantize tiny to two bits by several recipes, measure them all, and let it write."""
+    """Quantize tiny to two bits by several recipes, measure them all, and let it write.
+
+    Example: quant-dllm demo --out demo
+    """
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
             _run(Path(folder))

@@ -19,7 +19,12 @@ def doctor(
     attention_block: AttentionBlock = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say how a model is understood and which kernels it gets; propose a family for a new one."""
+    """Say what can be used here, how a model is understood and which kernels it gets.
+
+    A family is proposed for a model that nobody described.
+
+    Example: quant-dllm doctor tiny
+    """
     from quant_dllm.checkpoint.folder import Folder
     from quant_dllm.models.source import is_known, locate
 
@@ -37,14 +42,19 @@ def _explain(
     attention_block: int | None,
     as_json: bool,
 ) -> None:
+    from quant_dllm.cli.features import devices, features, versions
     from quant_dllm.cli.show import print_facts, print_json, print_table
     from quant_dllm.kernels.explain import machine
 
     known = _understood(model, mask_token_id, attention_block) if model else {}
     facts, layers = machine(), _layers(model, device) if model else []
     if as_json:
-        print_json({"machine": facts, "model": known, "layers": layers})
+        print_json(
+            {"machine": facts, "model": known, "layers": layers, "versions": versions(),
+             "devices": devices(), "features": features()}
+        )  # fmt: skip
         return
+    facts = versions() | devices() | facts | features()
     if model and not layers:
         facts[model] = "is not quantized: torch multiplies all of its layers"
     print_facts(known | facts)

@@ -53,7 +53,10 @@ def evaluate(
     gpus: Gpus = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a model's likelihood bound and its distance from another model, or score tasks."""
+    """Measure a model's likelihood bound and its distance from another model, or score tasks.
+
+    Example: quant-dllm evaluate tiny-2bit --against tiny
+    """
     told = {
         "seed": seed, "device": device, "mask_token_id": mask_token_id,
         "attention_block": attention_block,

@@ -46,7 +46,10 @@ def generate(
     attention_block: AttentionBlock = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write on from a prompt; what is not given is as the model's authors draw from it."""
+    """Write on from a prompt; what is not given is as the model's authors draw from it.
+
+    Example: quant-dllm generate tiny --prompt "Once upon a time" --stream
+    """
     import sys
 
     from quant_dllm.cli.show import canvas_shower, print_json, track

@@ -4,7 +4,10 @@ from quant_dllm.cli.options import AsJson, Model
 
 
 def inspect(model: Model, as_json: AsJson = False) -> None:
-    """Say what a model folder holds, without loading it."""
+    """Say what a model folder holds, without loading it.
+
+    Example: quant-dllm inspect tiny-2bit
+    """
     from quant_dllm.cli.show import print_facts, print_json, print_table, size
     from quant_dllm.models.source import open_model
 

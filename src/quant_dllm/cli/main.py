@@ -11,18 +11,38 @@ from typing import Annotated, Any
 import typer
 
 from quant_dllm.cli.bench import bench
+from quant_dllm.cli.chat import chat
 from quant_dllm.cli.compare import compare
 from quant_dllm.cli.demo import demo
 from quant_dllm.cli.doctor import doctor
 from quant_dllm.cli.evaluate import evaluate
 from quant_dllm.cli.generate import generate
 from quant_dllm.cli.inspect import inspect
+from quant_dllm.cli.plan import plan
+from quant_dllm.cli.push import push
 from quant_dllm.cli.quantize import quantize, resume
+from quant_dllm.cli.report import report
+from quant_dllm.cli.serve import serve
 from quant_dllm.errors import Interrupted, PeerLost, QuantDLLMError, hint
 
 VERBS = {
     f.__name__: f
-    for f in (quantize, resume, evaluate, generate, inspect, compare, bench, doctor, demo)
+    for f in (
+        plan,
+        quantize,
+        resume,
+        report,
+        push,
+        evaluate,
+        generate,
+        chat,
+        serve,
+        inspect,
+        compare,
+        bench,
+        doctor,
+        demo,
+    )
 }
 WRONG_REQUEST, GO_ON, STOPPED = 2, 75, 130
 Refusal: Any = typer.BadParameter.__mro__[2]  # click's base, wherever this typer keeps click

@@ -44,9 +44,12 @@ def quantize(
     gpus: Gpus = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Quantize a model and write the packed checkpoint; go on where an earlier run stopped."""
+    """Quantize a model and write the packed checkpoint, its page report.html and its model card.
+
+    It goes on where an earlier run stopped. Example: quant-dllm quantize tiny -o tiny-2bit
+    """
     from quant_dllm.cli.launch import launched, parse_size
-    from quant_dllm.cli.show import track
+    from quant_dllm.cli.watch import watching
     from quant_dllm.pipeline.quantize import quantize as run
 
     memory = parse_size(max_memory)
@@ -56,7 +59,7 @@ def quantize(
     record = run(
         model, out, recipe, settings=settings, calibration=calibration,
         seed=seed, device=device, mask_token_id=mask_token_id, attention_block=attention_block,
-        max_memory=memory, track=track,
+        max_memory=memory, track=watching(model, attention_block),
     )  # fmt: skip
     show(record, out, as_json)
 
@@ -67,13 +70,18 @@ def resume(
     gpus: Gpus = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Go on with a quantization that was stopped, as it was asked for."""
+    """Go on with a quantization that was stopped, as it was asked for.
+
+    Example: quant-dllm resume tiny-2bit
+    """
     from quant_dllm.cli.launch import launched, parse_size
-    from quant_dllm.cli.show import track
+    from quant_dllm.cli.watch import watching
+    from quant_dllm.pipeline.journal import saved_request
     from quant_dllm.pipeline.resume import resume as run
 
-    memory = parse_size(max_memory)
+    memory, request = parse_size(max_memory), saved_request(out)
     if not launched(gpus, out):
+        track = watching(request["model"], request["attention_block"])
         show(run(out, max_memory=memory, track=track), out, as_json)
 
 
@@ -93,7 +101,7 @@ def show(record: "RunRecord", out: Path, as_json: bool) -> None:
     bits, errors = record.bits, [layer.error for layer in record.layers if layer.error is not None]
     print_facts(
         {
-            "written": str(out),
+            "written": f"{out}, {out / 'report.html'} tells of it",
             "recipe": record.recipe["name"],
             "bits a weight": f"{bits.code:.3f} codes, {bits.stored:.3f} with scales, "
             f"{bits.file:.3f} of the file",

@@ -1,7 +1,6 @@
 """From a prompt to a text."""
 
-import time
-from collections.abc import Callable, Set
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quant_dllm.errors import ModelError, RequestError, hint
+from quant_dllm.errors import RequestError, hint
 from quant_dllm.generation.chat import chat_prompt
-from quant_dllm.generation.denoisers import build_denoiser
-from quant_dllm.generation.masked import denoise, plan
+from quant_dllm.generation.draft import Draft
 from quant_dllm.models.load import load
 from quant_dllm.models.model import DiffusionLM
 from quant_dllm.models.sampling import Sampling
@@ -88,41 +86,21 @@ def generate(
         model = load(
             model, device=device, mask_token_id=mask_token_id, attention_block=attention_block
         )
-    sampling = _sampling(model, length, settings)
-    if model.tokenizer is None:
-        raise ModelError(
-            f"{model.source.folder.path} has no tokenizer, so that no text can be written. "
-            "Copy tokenizer.json beside the weights."
-        )
-    asked = chat_prompt(model.tokenizer, prompt, model.source.name) if chat else prompt
-    ids = model.tokenizer(asked, add_special_tokens=False, return_tensors="pt")["input_ids"]
-    start, block = ids.shape[1], model.source.config.attention_block
-    if start + length > model.source.config.context:
-        raise RequestError(
-            f"The prompt has {start} tokens and {length} are to be written; "
-            f"{model.source.name} was trained on {model.source.config.context} in all. "
-            "Shorten one of them."
-        )
-    blocks = plan(start, length, sampling, block)
-    began = time.monotonic()
-    denoiser = build_denoiser(model, sampling, start, blocks[-1][0].stop)
-    canvas = ids.long().to(model.device)
-    canvases = denoise(
-        denoiser, canvas, length=length, sampling=sampling, mask_token_id=model.mask_token_id,
-        seed=seed, attention_block=block, ends=model.end_token_ids if stop else frozenset(),
-    )  # fmt: skip
-    for canvas in track(canvases, "denoising", sum(calls for _, calls in blocks)):
+    sampling = chosen_sampling(model, length, settings)
+    asked = prompt
+    if chat and model.tokenizer is not None:
+        asked = chat_prompt(model.tokenizer, prompt, model.source.name)
+    draft = Draft.begin(model, asked, sampling, length=length, seed=seed, stop=stop)
+    for canvas in track(draft.steps(), "denoising", draft.planned):
         if on_step:
             on_step(canvas)
-    answer = canvas[0, start : start + length].tolist()
-    answer = [token for token in answer if token != model.mask_token_id]
     return Generation(
         prompt=asked,
-        text=decode(model.tokenizer, ids[0].tolist(), answer, model.end_token_ids),
-        token_ids=answer,
-        calls=denoiser.calls,
-        positions=denoiser.positions,
-        seconds=round(time.monotonic() - began, 2),
+        text=draft.text,
+        token_ids=draft.token_ids,
+        calls=draft.denoiser.calls,
+        positions=draft.denoiser.positions,
+        seconds=round(draft.seconds, 2),
         sampling=sampling,
     )
 
@@ -144,7 +122,7 @@ def checked(settings: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _sampling(model: DiffusionLM, length: int, given: dict[str, Any]) -> Sampling:
+def chosen_sampling(model: DiffusionLM, length: int, given: dict[str, Any]) -> Sampling:
     """Change the family's settings; its block becomes the answer where it does not divide it."""
     theirs, block = model.family.sampling, model.source.config.attention_block
     if not block and theirs.block_length and length % theirs.block_length:
@@ -154,11 +132,3 @@ def _sampling(model: DiffusionLM, length: int, given: dict[str, Any]) -> Samplin
     if theirs.cache == "exact" and not block:  # told to see everything after all
         theirs = replace(theirs, cache="none")
     return replace(theirs, **given)
-
-
-def decode(tokenizer: Any, prompt: list[int], answer: list[int], ends: Set[int]) -> str:
-    """Return the answer up to the first token that ends it, as it reads behind the prompt."""
-    stop = next((i for i, token in enumerate(answer) if token in ends), len(answer))
-    before = tokenizer.decode(prompt, skip_special_tokens=True)
-    whole = tokenizer.decode(prompt + answer[:stop], skip_special_tokens=True)
-    return whole[len(before) :]

@@ -33,10 +33,12 @@ from quant_dllm.models.stage import STAGE_ORDERS, Group
 from quant_dllm.pipeline.block import BlockWork, Solved
 from quant_dllm.pipeline.capture import Capture
 from quant_dllm.pipeline.entry import open_streams, save_states
+from quant_dllm.pipeline.events import EVENTS, noted
 from quant_dllm.pipeline.fold import can_fold, fold
 from quant_dllm.pipeline.identity import identity
 from quant_dllm.pipeline.job import Job
 from quant_dllm.pipeline.journal import Journal, forget_published
+from quant_dllm.pipeline.leave import leave
 from quant_dllm.pipeline.outside import Outside, pack_outside, write_outside
 from quant_dllm.pipeline.owners import Owners
 from quant_dllm.pipeline.signals import Stop
@@ -119,9 +121,17 @@ def quantize(
         if record is None:
             outside = pack_outside(job)
             blocks = quantize_blocks(job, journal, stop, outside, max_memory or POOL_BYTES)
-            layers = list(track(blocks, f"quantizing by {chosen.name}", len(job.source.layers)))
+            total = len(job.source.layers)
+            if rank() == 0:
+                about = {"model": str(model), "recipe": chosen.name, "seed": seed, "layers": total}
+                blocks = noted(blocks, journal.folder / EVENTS, **about)
+            layers = list(track(blocks, f"quantizing by {chosen.name}", total))
             record = _write(job, journal, rounded, layers, outside, began, peak)
-        return tune(job, journal, stop, rounded, out, record, track) if job.tuning else record
+        if job.tuning:
+            record = tune(job, journal, stop, rounded, out, record, track)
+    if rank() == 0:
+        leave(out)
+    return record
 
 
 def _rounded(folder: Path) -> RunRecord | None:
@@ -149,6 +159,7 @@ def _write(
         write_outside(job, outside, writer)
         for file in job.copied():
             writer.add_file(file.name, file.read_bytes())
+        writer.add_file(EVENTS, (journal.folder / EVENTS).read_bytes())
         parameters = job.source.parameters()
         record = RunRecord(
             format_version=FORMAT_VERSION,

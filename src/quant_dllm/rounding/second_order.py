@@ -117,7 +117,8 @@ def row_equations(
             other, to = m.blocks[h], slice(ends[h] - orders[h], ends[h])
             projected = V @ m.hessian[left.channels, other.channels]
             gram[:, at, to] = projected @ other.by_row().transpose(1, 2)
-            gram[:, to, at] = gram[:, at, to].transpose(1, 2)
+            if h < g:
+                gram[:, to, at] = gram[:, at, to].transpose(1, 2)
     return gram, right
 
 

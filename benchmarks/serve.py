@@ -1,0 +1,79 @@
+"""Ask a running server by many clients at once, and throw junk at it: two JSON objects.
+
+quant-dllm serve tiny-2bit --port 8000 &
+python benchmarks/serve.py http://127.0.0.1:8000 --clients 50
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import time
+
+import httpx2 as httpx
+import openai
+
+
+async def load(url: str, clients: int, tokens: int) -> dict:
+    """Let all clients ask at once; half of them stream."""
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0,
+                                  timeout=600) as client:  # fmt: skip
+        name = (await client.models.list()).data[0].id
+
+        async def ask(i: int) -> tuple[float, float]:
+            asked = {"model": name, "prompt": f"Story {i}. Once upon a time", "max_tokens": tokens}
+            began = time.perf_counter()
+            if i % 2:
+                await client.completions.create(**asked)
+                first = time.perf_counter()
+            else:
+                first = 0.0
+                async for _ in await client.completions.create(**asked, stream=True):
+                    first = first or time.perf_counter()
+            return first - began, time.perf_counter() - began
+
+        began = time.perf_counter()
+        times = await asyncio.gather(*map(ask, range(clients)), return_exceptions=True)
+        whole = time.perf_counter() - began
+    good = [t for t in times if not isinstance(t, BaseException)]
+    ends = [end for _, end in good]
+    return {
+        "clients": clients, "answers": len(good), "failed": clients - len(good), "tokens": tokens,
+        "seconds": round(whole, 2), "median_s": round(statistics.median(ends), 2),
+        "slowest_s": round(max(ends), 2), "tokens_a_second": round(len(good) * tokens / whole, 1),
+    }  # fmt: skip
+
+
+def fuzz(url: str, bodies: int) -> dict:
+    """Send broken bodies; count what comes back."""
+    dice, found = random.Random(0), {}
+    whole = json.dumps({"prompt": "Once", "max_tokens": 2, "block_length": 2, "stop": ["x"]})
+    with httpx.Client(timeout=600) as client:
+        for _ in range(bodies):
+            body = bytearray(whole.encode())
+            for _ in range(dice.randrange(1, 6)):
+                at = dice.randrange(len(body))
+                body[at : at + dice.randrange(3)] = dice.randbytes(dice.randrange(3))
+            route = dice.choice(["completions", "chat/completions", "denoise"])
+            answer = client.post(f"{url}/v1/{route}", content=bytes(body),
+                                 headers={"content-type": "application/json"})  # fmt: skip
+            found[str(answer.status_code)] = found.get(str(answer.status_code), 0) + 1
+        alive = client.get(f"{url}/health").json()["status"]
+    return {"bodies": bodies, "statuses": dict(sorted(found.items())), "health": alive}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("url")
+    parser.add_argument("--clients", type=int, default=50)
+    parser.add_argument("--tokens", type=int, default=16)
+    parser.add_argument("--bodies", type=int, default=1000)
+    asked = parser.parse_args()
+    found = asyncio.run(load(asked.url, asked.clients, asked.tokens))
+    print(json.dumps({"what": "serve load"} | found), flush=True)
+    print(json.dumps({"what": "serve fuzz"} | fuzz(asked.url, asked.bodies)))
+
+
+if __name__ == "__main__":
+    main()

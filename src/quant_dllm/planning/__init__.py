@@ -1,0 +1,1 @@
+"""What a quantization will give and take, told before it begins."""

@@ -1,0 +1,88 @@
+"""How large a packed layer will be, without packing it.
+
+A recipe's quantizer packs a few small random weights. What it stores is linear in the output
+channels, and in the whole blocks of input channels, so that four such weights tell the size of any.
+What BiLLM would store depends on the weights themselves: for it this is a guess.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+from quant_dllm.pipeline.job import Job
+from quant_dllm.statistics.layer import NO_STATISTICS, LayerStatistics, Needs
+
+ROWS = (8, 16)
+FEW_BLOCKS = 3
+
+
+@dataclass(frozen=True)
+class Size:
+    """What one or many layers take.
+
+    Attributes:
+        weights: How many weights they have.
+        code, stored: Bits, codes alone and with every scale.
+        file: Bytes in the weight files.
+    """
+
+    weights: int | float = 0
+    code: int | float = 0
+    stored: int | float = 0
+    file: int | float = 0
+
+    def __add__(self, other: "Size") -> "Size":
+        return Size(
+            self.weights + other.weights, self.code + other.code,
+            self.stored + other.stored, self.file + other.file,
+        )  # fmt: skip
+
+    def __mul__(self, times: int | float) -> "Size":
+        return Size(self.weights * times, self.code * times, self.stored * times, self.file * times)
+
+    def __sub__(self, other: "Size") -> "Size":
+        return self + other * -1
+
+
+class Sizes:
+    """Sizes of layers under one job's recipe."""
+
+    def __init__(self, job: Job):
+        self.job = job
+        self._packed = cache(self._pack)
+
+    def layer(self, out: int, inputs: int) -> Size:
+        """Return the size of a layer [out, in]."""
+        few, many = (self._rows(rows, inputs) for rows in ROWS)
+        a_row = (many - few) * (1 / (ROWS[1] - ROWS[0]))
+        return few + a_row * (out - ROWS[0])
+
+    def _rows(self, rows: int, inputs: int) -> Size:
+        block = self.job.precision.block_size
+        whole, rest = divmod(inputs, block)
+        if whole <= FEW_BLOCKS:
+            return self._packed(rows, inputs)
+        few = self._packed(rows, (FEW_BLOCKS - 1) * block + rest)
+        one = self._packed(rows, FEW_BLOCKS * block + rest) - few
+        return few + one * (whole - FEW_BLOCKS + 1)
+
+    def _pack(self, rows: int, inputs: int) -> Size:
+        dice = torch.Generator().manual_seed(rows)
+        weight = torch.randn(rows, inputs, generator=dice)
+        stats = _statistics(self.job, inputs, dice)
+        bits = self.job.precision.allocate(weight, stats)
+        packed: Any = self.job.quantizer.quantize(
+            weight, stats, bits, self.job.precision.block_size
+        )
+        file = sum(tensor.nbytes for tensor in packed.tensors().values())
+        count = rows * inputs
+        return Size(count, count * packed.code_bits, count * packed.stored_bits, file)
+
+
+def _statistics(job: Job, inputs: int, dice: torch.Generator) -> LayerStatistics:
+    if job.needs == Needs.NOTHING:
+        return NO_STATISTICS
+    x = torch.randn(4 * inputs, inputs, generator=dice)
+    return LayerStatistics.gather([x], job.calibration.damping, job.needs, [x])
