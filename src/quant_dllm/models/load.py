@@ -2,6 +2,7 @@
 
 import logging
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,8 @@ def empty_backbone(source: Source) -> Network:
     for slot, layout in source.packed_layers.items():
         plain = backbone.get_submodule(slot)
         layer = empty_layer(source.folder, source.upstream(slot), layout, plain)
-        found = (layer.weight.out_features, layer.weight.in_features)
+        rows, *columns = getattr(layer, layer.kind.names[0]).shape
+        found = (rows, layer.layout.get("in_features", *columns))
         wanted: Tensor = plain.weight  # type: ignore[assignment]
         if found != tuple(wanted.shape):
             raise CheckpointError(
@@ -170,20 +172,16 @@ def empty_layer(folder: Folder, upstream: str, layout: dict[str, Any], plain: nn
         name: torch.empty(shapes[name], dtype=folder.dtype(full), device="meta")
         for name, full in names.items()
     }
-    try:
-        with torch.device("meta"):
-            made = (
-                QuantEmbedding(kind, tensors, layout, plain.weight.dtype)
-                if isinstance(plain, nn.Embedding)
-                else QuantLinear(kind, tensors, layout, getattr(plain, "bias", None))
-            )
-        assert made.weight.kind == kind
-    except TypeError as error:
+    described = {field.name for field in fields(WEIGHTS.get(kind))} - set(names)
+    if set(layout) != described:
         raise CheckpointError(
-            f"{folder.path} describes {upstream} by what a {kind} weight is not described by "
-            f"({error}). Copy the folder again."
-        ) from None
-    return made
+            f"{folder.path} describes {upstream} by {', '.join(sorted(layout)) or 'nothing'}; a "
+            f"{kind} weight is described by {', '.join(sorted(described))}. Copy the folder again."
+        )
+    with torch.device("meta"):
+        if isinstance(plain, nn.Embedding):
+            return QuantEmbedding(kind, tensors, layout, plain.weight.dtype)
+        return QuantLinear(kind, tensors, layout, getattr(plain, "bias", None))
 
 
 def place(
