@@ -1,8 +1,9 @@
 """Every family, every step, as a table: measured on the tiny random checkpoints of the tests.
 
-    PYTHONPATH=. .venv-4.57.6/bin/python benchmarks/families.py > a.jsonl
-    PYTHONPATH=. .venv-5.23.0/bin/python benchmarks/families.py > b.jsonl
-    PYTHONPATH=. python benchmarks/families.py --table a.jsonl b.jsonl
+    export PYTHONPATH=. QUANT_DLLM_KERNEL=reference
+    .venv-4.57.6/bin/python benchmarks/families.py > a.jsonl
+    .venv-5.23.0/bin/python benchmarks/families.py > b.jsonl
+    python benchmarks/families.py --table a.jsonl b.jsonl
 
 A row says how far our logits are from upstream's, how far those of the packed folder are from the
 rounded network's, how many calls a text took, and how far transformers' logits are from ours.

@@ -78,7 +78,7 @@ class Layer:
 
 def quantize(recipe: Recipe, layer: Layer) -> QuantizedWeight:
     """Quantize a layer as the first of its stage."""
-    _, precision, quantizer = recipe.build()
+    _, precision, quantizer, _ = recipe.build()
     weight, stats = layer.weight, layer.fresh()
     if isinstance(quantizer, ScalesInputs):
         s = quantizer.input_scale([weight], stats, precision.bits, precision.block_size)

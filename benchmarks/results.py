@@ -20,7 +20,7 @@ from quant_dllm.track import silent
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "results.md"
-DRAWS = 4  # masks a window
+WINDOWS, DRAWS = 32, 4  # held-out windows, masks of each: on which all recipes are compared
 RELEASE = "quant-dllm-2bit-release"
 OURS = ("quant-dllm-2bit", "quant-dllm-2bit-paper", RELEASE)
 UNIFORM = ("rtn", "hqq", "awq", "gptq", "gptaq", "slim-llm")
@@ -93,7 +93,7 @@ def run(name: str, args: argparse.Namespace) -> None:
     for seed in range(args.seeds):
         comparison = Comparison(
             model=str(args.second) if name == "second" else name, recipes=list(recipes),
-            seeds=[seed], length=args.length, draws=DRAWS, track=silent, **texts,
+            seeds=[seed], sequences=WINDOWS, length=args.length, draws=DRAWS, track=silent, **texts,
         )  # fmt: skip
         for record in comparison.run(known):
             if record.identity not in known:

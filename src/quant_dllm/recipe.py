@@ -1,7 +1,8 @@
-"""A method is three choices: what the layer sees, how many bits each block gets, how it is rounded.
+"""A method: what the layer sees, how many bits a block gets, how it is rounded, how it is tuned.
 
-A recipe names one answer to each and the fields that differ from that answer's defaults. Presets
-are the YAML files of ``recipes/``; an ablation or a baseline is another file, not other code.
+A recipe names one answer to each of the four and the fields that differ from that answer's
+defaults. Presets are the YAML files of ``recipes/``; an ablation or a baseline is another file,
+not other code.
 """
 
 from dataclasses import dataclass, field, fields, replace
@@ -42,7 +43,19 @@ QUANTIZERS = Registry(
         "slim-llm": "quant_dllm.quantizers.slim_llm:SliMLLM",
     },
 )
-PARTS = {"calibration": CALIBRATIONS, "precision": PRECISIONS, "quantizer": QUANTIZERS}
+TUNINGS = Registry(
+    "tuning",
+    {
+        "end-to-end": "quant_dllm.tuning.end_to_end:EndToEnd",
+        "none": "quant_dllm.tuning.none:NoTuning",
+    },
+)
+PARTS = {
+    "calibration": CALIBRATIONS,
+    "precision": PRECISIONS,
+    "quantizer": QUANTIZERS,
+    "tuning": TUNINGS,
+}
 DEFAULT = "quant-dllm-2bit"
 
 
@@ -94,6 +107,7 @@ class Recipe:
     calibration: Choice = Choice(name="mcs")
     precision: Choice = Choice(name="abmp")
     quantizer: Choice = Choice(name="daq")
+    tuning: Choice = Choice(name="none")
 
     @classmethod
     def load(cls, source: "str | Path | Recipe") -> "Recipe":
@@ -116,7 +130,7 @@ class Recipe:
 
     @classmethod
     def parse(cls, text: str, name: str) -> "Recipe":
-        """Read YAML: ``about`` and the three parts, each ``{name: …, field: value, …}``.
+        """Read YAML: ``about`` and the parts, each ``{name: …, field: value, …}``.
 
         Or ``about``, ``base`` (another recipe) and ``set`` (what to change in it, by path).
         """
@@ -170,8 +184,8 @@ class Recipe:
             recipe = replace(recipe, **{part: choice})
         return recipe
 
-    def build(self) -> tuple[Any, Any, Any]:
-        """Construct calibration, precision policy and quantizer."""
+    def build(self) -> tuple[Any, Any, Any, Any]:
+        """Construct calibration, precision policy, quantizer and tuning."""
         return tuple(getattr(self, part).build(part) for part in PARTS)  # type: ignore[return-value]
 
     def to_dict(self) -> dict[str, Any]:

@@ -75,6 +75,23 @@ class Bits:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TuningRecord:
+    """How the scales were tuned.
+
+    Attributes:
+        curve: KL to the 16-bit model on the validation windows, nats: before, and at every look.
+        every: Updates between two looks.
+        text: Fingerprint of the windows that were learned from.
+        seconds: Time that it took.
+    """
+
+    curve: list[float]
+    every: int
+    text: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """What a quantization did: the content of ``quant_dllm.json``.
 
@@ -86,6 +103,7 @@ class RunRecord:
         peak_device_memory: The same of an accelerator.
         fingerprint: Of the packed tensors, see `checkpoint.fingerprint`; ``None`` in records that
             were written before there was one.
+        tuning: ``None`` where scales are as rounding gave them; errors of layers are before it.
     """
 
     format_version: int
@@ -104,6 +122,7 @@ class RunRecord:
     device: str
     versions: dict[str, str]
     fingerprint: str | None = None
+    tuning: TuningRecord | None = None
     layers: list[LayerRecord] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,7 +133,8 @@ class RunRecord:
     def from_dict(cls, raw: dict[str, Any]) -> "RunRecord":
         """Read what `to_dict` gave."""
         layers = [LayerRecord(**layer) for layer in raw["layers"]]
-        return cls(**raw | {"bits": Bits(**raw["bits"]), "layers": layers})
+        tuning = raw.get("tuning") and TuningRecord(**raw["tuning"])
+        return cls(**raw | {"bits": Bits(**raw["bits"]), "tuning": tuning, "layers": layers})
 
 
 BASE = "16-bit"

@@ -236,3 +236,21 @@ AutoModel.from_pretrained(sys.argv[1])
 """
     assert subprocess.run([sys.executable, "-c", code, str(packed[1])]).returncode == 0
     assert transformers.__version__
+
+
+@pytest.mark.parametrize(
+    "first", ["modeling_layers", "modeling_utils", "models.auto", "models.modernbert", "pipelines"]
+)
+def test_the_classes_are_there_whatever_of_transformers_is_imported_first(first):
+    code = f"""
+import quant_dllm
+import transformers.{first}
+from transformers import AutoModel
+from quant_dllm.integrations.configs import model_types
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
+known = {{config.model_type for config in MODEL_MAPPING._extra_content}}
+assert set(model_types()) <= known, set(model_types()) - known
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert "could not register" not in found.stderr

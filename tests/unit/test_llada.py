@@ -1,6 +1,7 @@
 """Our LLaDA against logits that upstream's own code gave, and the truth of what the family says."""
 
 import json
+from itertools import islice
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from quant_dllm.models.config import BackboneConfig
 from quant_dllm.models.llada import FAMILY, config
 from quant_dllm.models.load import load
 from quant_dllm.models.sight import Sight
+from quant_dllm.pipeline.stream import Runs, Stream
 from tests.conftest import GOLDEN
 
 CONFIG = BackboneConfig(
@@ -98,3 +100,23 @@ def test_a_variant_that_nobody_published_is_refused(key, value):
     raw = json.loads((GOLDEN / "llada" / "config.json").read_text())
     with pytest.raises(ModelError, match=key):
         config(raw | {key: value})
+
+
+def test_a_pass_goes_on_with_layers_that_were_replaced_behind_it():
+    """What waits in front of a stage sees, behind it, what took the stage's layers' place."""
+    torch.manual_seed(0)
+    network = Backbone(CONFIG).eval().requires_grad_(False)
+    block, sight = network.blocks[0], network.sight(6, "cpu")
+    x = torch.randn(2, 6, 24)
+    runs = Runs(block, Stream([x.clone()], sight))
+    for stage, groups in enumerate(block.stages):
+        (seen,) = runs.receive(0, stage)
+        (anew,) = next(islice(block.stage_inputs(x, sight), stage, None))
+        assert torch.equal(seen, anew)
+        for group in groups:
+            for name in group.layers:
+                block.get_submodule(name).weight.data *= 1.5
+    (again,) = runs.receive(0, 1)  # a stage behind it: all anew
+    assert torch.equal(again, list(block.stage_inputs(x, sight))[1][0])
+    runs.advance()
+    assert torch.equal(runs.stream.states[0], block(x, sight))

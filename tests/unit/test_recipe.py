@@ -18,7 +18,7 @@ PRESETS = sorted(
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_builds(preset):
     recipe = Recipe.load(preset)
-    calibration, precision, quantizer = recipe.build()
+    calibration, precision, quantizer, _ = recipe.build()
     assert recipe.about
     assert calibration.sequences and precision.bits and quantizer.needs is not None
 

@@ -11,9 +11,9 @@ import torch
 from quant_dllm.checkpoint import durable
 from quant_dllm.checkpoint.lock import locked
 from quant_dllm.errors import CheckpointError
+from quant_dllm.pipeline.opening import batches, mine
 from quant_dllm.pipeline.signals import Stop
 from quant_dllm.pipeline.spool import Pool, Spool
-from quant_dllm.pipeline.streams import batches, mine
 
 
 def test_tensors_and_facts_come_back_and_a_change_is_seen(tmp_path):

@@ -49,6 +49,7 @@ def token_windows(
     length: int,
     rule: Literal["packed", "long-documents"] = "packed",
     seed: int = 0,
+    every: bool = False,
 ) -> Int[Tensor, "n length"]:
     """Cut ``sequences`` windows of ``length`` tokens out of a text, at random, none overlapping.
 
@@ -61,6 +62,8 @@ def token_windows(
             a random stretch of one document longer than it; documents come again, at another
             place, where there are fewer than windows.
         seed: Seed of the choice.
+        every: Return all windows that there are, of packed documents; the first ``sequences`` are
+            those that were chosen.
 
     Raises:
         TextError: The text is too short; the message says what it would give.
@@ -68,7 +71,8 @@ def token_windows(
     found = documents(read_text(path), tokenizer)
     dice = torch.Generator().manual_seed(seed)
     if rule == "packed":
-        return _packed(path, found, sequences, length, dice)
+        windows = _packed(path, found, sequences, length, dice)
+        return windows if every else windows[:sequences]
     long = [doc for doc in found if len(doc) > length]
     if not long:
         raise TextError(
@@ -95,7 +99,7 @@ def _packed(
             " Name a longer text, or ask for fewer or shorter windows."
         )
     windows = flat[: count * length].view(count, length)
-    return windows[torch.randperm(count, generator=dice)[:sequences]]
+    return windows[torch.randperm(count, generator=dice)]
 
 
 def fingerprint(tokens: Int[Tensor, "n length"]) -> str:

@@ -114,7 +114,7 @@ class Comparison:
                 attention_block=self.attention_block, track=self.track,
             )  # fmt: skip
             model = load(out, device=self.device, mask_token_id=self.mask_token_id)
-            scaled = isinstance(recipe.build()[-1], ScalesInputs)
+            scaled = isinstance(recipe.build()[2], ScalesInputs)
             errors = {} if scaled else self._layers.measure(model)
             bits = model.bits()
             found = replace(self._yardstick.measure(model.unpack()), bits=bits)

@@ -5,8 +5,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from quant_dllm.distributed import spread
-from quant_dllm.evaluation.likelihood import BATCH_TOKENS, Denoiser
+from quant_dllm.evaluation.likelihood import Denoiser
 from quant_dllm.track import Track, silent
+
+BATCH_TOKENS = 1024  # two distributions over a large vocabulary are in memory for each
 
 
 @torch.no_grad()
@@ -20,8 +22,8 @@ def _compare(
         return logits.float().log_softmax(-1).to(base.device)
 
     theirs, ours = log_p(base), log_p(model)
-    kl = (theirs.exp() * (theirs - ours)).sum(-1).cpu()
     same = (theirs.argmax(-1) == ours.argmax(-1)).float().cpu()
+    kl = torch.linalg.vecdot(theirs.exp(), ours.neg_().add_(theirs)).cpu()
     rows = hidden.nonzero()[:, 0]
     sums = torch.zeros(2, len(windows)).index_add_(1, rows, torch.stack((kl, same)))
     return sums / hidden.sum(1)

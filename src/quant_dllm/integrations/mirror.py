@@ -7,7 +7,7 @@ between devices hooks into the modules that it knows.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -42,7 +42,9 @@ class MirrorBlock(NetworkBlock):
         """Call the block."""
         return self.own(*args)
 
-    def stage_inputs(self, x: Tensor, sight: Any, routes: Any = None) -> Iterator[Iterable[Tensor]]:
+    def stage_inputs(
+        self, x: Tensor, sight: Any, routes: Any = None
+    ) -> Generator[Iterable[Tensor], None, Tensor | None]:
         """Ask the block."""
         return self.own.stage_inputs(x, sight, routes)
 

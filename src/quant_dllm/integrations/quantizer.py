@@ -71,6 +71,8 @@ class QuantDLLMQuantizer(HfQuantizer):
                 )
             bias = getattr(model.get_submodule(path), "bias", None)
             model.set_submodule(path, empty_layer(folder, name, layout, bias))
+            parent = model.get_submodule(path.rpartition(".")[0])
+            parent._is_hf_initialized = True  # transformers 4 would fill its layers' `weight`
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         """Put back scales that were cast: transformers 4 casts all floats to the model's dtype."""

@@ -32,7 +32,9 @@ class Dispatching:
     _auto_class = None
 
     @classmethod
-    def _family_class(cls, config: PretrainedConfig) -> type[DenoiserModel]:
+    def _family_class(cls, config: PretrainedConfig) -> Any:
+        if cls.config_class is config_class(WRAPPED):
+            return wrapped_class(cls.config_class)
         family = recognise(config.to_dict(), config.name_or_path or "This configuration")
         return family_class(cls.config_class, family.name)
 
@@ -52,14 +54,21 @@ class Dispatching:
 
 
 @cache
-def model_class(model_type: str) -> type:
-    """Make the class that the auto classes know for a model type."""
-    config = config_class(model_type)
-    if model_type == WRAPPED:
-        from transformers import ModernBertForMaskedLM
+def wrapped_class(config: type[PretrainedConfig]) -> Any:
+    """Make the class of models that are transformers' own."""
+    from transformers import ModernBertForMaskedLM
 
-        body = {"config_class": config, "__module__": __name__}
-        return type("ModernBertForMaskedLM", (Checked, ModernBertForMaskedLM), body)
+    body = {"config_class": config, "__module__": __name__}
+    return type("ModernBertForMaskedLM", (Checked, ModernBertForMaskedLM), body)
+
+
+@cache
+def model_class(model_type: str) -> type:
+    """Make the class that the auto classes know for a model type.
+
+    It imports no model of transformers: of those, one may be on its way in when we register.
+    """
+    config = config_class(model_type)
     return type(f"{config.__name__}Dispatching", (Dispatching,), {"config_class": config})
 
 

@@ -1,6 +1,6 @@
 """The network: one denoising decoder in plain torch, parametrised by `BackboneConfig`."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,7 @@ class Block(NetworkBlock):
             self.mlp = Experts(config.width, config.mixture)
         else:
             self.mlp = MLP(config.width, config.mlp_width)
+            self.resumable = True
 
     def forward(
         self, x: Float[Tensor, "batch length width"], sight: Sight, kept: KeyValues | None = None
@@ -54,12 +55,13 @@ class Block(NetworkBlock):
         x: Float[Tensor, "batch length width"],
         sight: Sight,
         routes: Bool[Tensor, "tokens experts"] | None = None,
-    ) -> Iterator[Iterable[Tensor]]:
+    ) -> Generator[Iterable[Tensor], None, Tensor | None]:
         """Yield what the groups of each stage receive; see `NetworkBlock.stage_inputs`."""
         yield ((y := self.attention_norm(x)),)
         yield ((y := self.attention.mix(y, sight)),)
         x = x + self.attention.out(y)
-        yield from self.mlp.stage_inputs(self.mlp_norm(x), routes)
+        y = yield from self.mlp.stage_inputs(self.mlp_norm(x), routes)
+        return None if y is None else x + y
 
     def routes(
         self, x: Float[Tensor, "batch length width"], sight: Sight

@@ -4,7 +4,7 @@ Shape suffixes of locals:
     T  tokens    N  experts    C  chosen experts
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -102,7 +102,7 @@ class Experts(nn.Module):
 
     def stage_inputs(
         self, x: Float[Tensor, "*batch width"], routes: Bool[Tensor, "tokens experts"] | None
-    ) -> Iterator[Iterable[Tensor]]:
+    ) -> Generator[Iterable[Tensor], None, None]:
         """Yield, for each of the stages, what each expert receives, one after the other.
 
         Args:

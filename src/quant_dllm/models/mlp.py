@@ -1,6 +1,6 @@
 """What a block does to each position alone: one wide layer."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -38,7 +38,8 @@ class MLP(nn.Module):
 
     def stage_inputs(
         self, x: Float[Tensor, "*batch width"], routes: Bool[Tensor, "tokens experts"] | None
-    ) -> Iterator[Iterable[Tensor]]:
+    ) -> Generator[Iterable[Tensor], None, Tensor]:
         """Yield what the groups of each of the stages receive; nothing is routed here."""
         yield (x,)
-        yield (self.activate(x),)
+        yield ((x := self.activate(x)),)
+        return self.down(x)

@@ -7,7 +7,7 @@ twin of the model with a single narrow head runs on an empty canvas, and what it
 with is what the real ones want. The twin also holds every computed buffer as it should be.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +82,7 @@ class NativeBlock(NetworkBlock):
 
     def stage_inputs(
         self, x: Tensor, sight: Calls, routes: Bool[Tensor, "tokens experts"] | None = None
-    ) -> Iterator[Iterable[Tensor]]:
+    ) -> Generator[Iterable[Tensor], None, None]:
         """Run the layer once and yield what each stage's layers were called with."""
         seen: dict[str, Tensor] = {}
         leaders = [group.layers[0] for stage in self.stages for group in stage]

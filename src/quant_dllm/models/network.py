@@ -1,6 +1,6 @@
 """What the pipeline asks of a network, ours or a wrapped one, and of each of its blocks."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import Any
 
 import torch
@@ -11,7 +11,14 @@ from quant_dllm.models.stage import Stage
 
 
 class NetworkBlock(nn.Module):
-    """A block: called with states and with what `Network.sight` gave."""
+    """A block: called with states and with what `Network.sight` gave.
+
+    Attributes:
+        resumable: Whether a stage's layers may be replaced while `stage_inputs` waits behind them:
+            it goes on with the new ones, and returns what the block returns.
+    """
+
+    resumable: bool = False
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -20,7 +27,7 @@ class NetworkBlock(nn.Module):
 
     def stage_inputs(
         self, x: Tensor, sight: Any, routes: Bool[Tensor, "tokens experts"] | None = None
-    ) -> Iterator[Iterable[Tensor]]:
+    ) -> Generator[Iterable[Tensor], None, Tensor | None]:
         """Yield what the groups of each stage receive, running no farther than asked.
 
         Args:

@@ -4,9 +4,8 @@ import copy
 import logging
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from itertools import islice, repeat
-from typing import Any
+from dataclasses import replace
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from quant_dllm.distributed import rank
 from quant_dllm.models.network import NetworkBlock
 from quant_dllm.models.stage import Group
 from quant_dllm.pipeline.owners import Owners
-from quant_dllm.pipeline.spool import Spool
+from quant_dllm.pipeline.stream import Runs, Stream
 from quant_dllm.statistics.layer import NO_STATISTICS, Account, LayerStatistics, Needs
 from quant_dllm.statistics.reduction import Tree, reduce_accounts
 
@@ -23,28 +22,6 @@ logger = logging.getLogger(__name__)
 
 ACCOUNT_BYTES = 4 << 30  # second moments that are gathered in one pass over the stream
 FEW = 8  # an expert is calibrated on its own tokens if they are an eighth of its input channels
-
-
-@dataclass
-class Stream:
-    """What flows through the network while it is calibrated: this process's share of it.
-
-    Attributes:
-        states: Batches [sequences, length, width] in front of the current block, by their number
-            among those of all processes.
-        shards: The numbers of the batches of each shard.
-        sight: What blocks want beside them, see `Network.sight`.
-    """
-
-    states: Spool
-    shards: list[range]
-    sight: Any
-
-    def advance(self, block: NetworkBlock, generation: int) -> dict[str, str]:
-        """Replace the states by those behind a block; return the checksums of their files."""
-        for batch in (batch for shard in self.shards for batch in shard):
-            self.states.put(batch, block(self.states[batch], self.sight), generation)
-        return self.states.turn(generation)
 
 
 class Capture:
@@ -72,6 +49,8 @@ class Capture:
         self.block, self.stream, self.full = block, stream, full
         self.needs, self.damping = needs, damping
         self.original = copy.deepcopy(block) if full else block
+        self.runs = Runs(block, stream) if stream else None
+        self.twins = Runs(self.original, full) if full else None
 
     @torch.no_grad()
     def statistics(
@@ -106,10 +85,15 @@ class Capture:
     def advance(self, generation: int) -> dict[str, str]:
         """Move the streams behind the block; return the checksums of their files."""
         digests = {}
-        for stream, block in ((self.stream, self.block), (self.full, self.original)):
-            if stream:
-                digests |= stream.advance(block, generation)
+        for runs in (self.runs, self.twins):
+            if runs:
+                digests |= runs.advance(generation)
         return digests
+
+    def forget(self) -> None:
+        """Tell that what feeds a stage was changed after the stage was gathered."""
+        if self.runs:
+            self.runs.forget()
 
     def _at_once(self, groups: tuple[Group, ...]) -> int:
         """Say how many groups' accounts fit into `ACCOUNT_BYTES`."""
@@ -152,19 +136,19 @@ class Capture:
     ) -> None:
         """Add what some groups of a stage receive of one shard to their accounts."""
         routed = any(self.block.stages[stage][i].routed for i in some)
+        assert self.runs is not None, "there is a stream"
         for batch in shard:
-            x, routes = stream.states[batch], None
+            routes = None
             if routed and (everyone or self.full):  # both networks must send tokens the same way
-                routes = self.block.routes(x, stream.sight)
+                routes = self.block.routes(stream.states[batch], stream.sight)
                 routes = torch.ones_like(routes) if everyone and routes is not None else routes
 
-            def inputs(block: NetworkBlock, x: Tensor, routes=routes) -> Iterator[Tensor]:
-                stages = block.stage_inputs(x, stream.sight, routes)
-                received = next(islice(stages, stage, None))
+            def inputs(runs: Runs, batch=batch, routes=routes) -> Iterator[Tensor]:
+                received = runs.receive(batch, stage, routes)
                 return (y for i, y in enumerate(received) if i in some)
 
-            twins = inputs(self.original, self.full.states[batch]) if self.full else repeat(None)
-            for account, y, twin in zip(accounts, inputs(self.block, x), twins, strict=False):
+            twins = inputs(self.twins) if self.twins else repeat(None)
+            for account, y, twin in zip(accounts, inputs(self.runs), twins, strict=False):
                 account.add(y, twin, Needs.SAMPLES in self.needs)
 
     def _channels(self, group: Group) -> int:

@@ -19,6 +19,7 @@ def identity(job: Job) -> dict[str, Any]:
         "model": {file.name: file_digest(file) for file in sorted(files)},
         "recipe": {k: v for k, v in job.recipe.to_dict().items() if k not in ("name", "about")},
         "calibration": job.calibrated_on(),
+        "tuning_text": job.tuning_text and job.tuning_text.fingerprint,
         "seed": job.seed,
         "mask_token_id": job.mask_token_id,
         "attention_block": job.source.config.attention_block,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from jaxtyping import Int
@@ -13,7 +13,7 @@ from quant_dllm.calibration.corpus import fingerprint, token_windows
 from quant_dllm.checkpoint.fingerprint import Fingerprint
 from quant_dllm.checkpoint.writer import refuse_existing
 from quant_dllm.distributed import local_device
-from quant_dllm.errors import ModelError, RequestError, TextError
+from quant_dllm.errors import ModelError, RecipeError, RequestError, TextError
 from quant_dllm.models.bundled import bundled_text
 from quant_dllm.models.load import default_dtype, usable_device
 from quant_dllm.models.mask_token import resolve_mask_token
@@ -24,6 +24,27 @@ from quant_dllm.precision.uniform import Uniform
 from quant_dllm.quantizers.base import Quantizer
 from quant_dllm.recipe import Recipe
 from quant_dllm.statistics.layer import Needs
+from quant_dllm.tuning.end_to_end import EndToEnd
+from quant_dllm.tuning.none import NoTuning
+from quant_dllm.weights.binary import BinaryWeight
+
+
+@dataclass(frozen=True)
+class TuningText:
+    """Windows to tune on, none of them calibrated on.
+
+    Attributes:
+        validation: Windows to stop by; no other window overlaps them.
+    """
+
+    windows: Int[Tensor, "n length"]
+    validation: Int[Tensor, "v length"]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash what is learned from."""
+        return fingerprint(self.windows)
+
 
 COPIED = ("tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "added_tokens.json",
           "generation_config.json", "chat_template*")  # fmt: skip
@@ -35,6 +56,7 @@ class Job:
 
     Attributes:
         windows: Token windows before masking; ``None`` where the recipe looks at no data.
+        tuning, tuning_text: How scales are tuned, and on what; ``None`` where they are not.
         packed: Of what was packed so far.
         base: Of the 16-bit weights that were read so far.
     """
@@ -48,6 +70,8 @@ class Job:
     mask_token_id: int
     seed: int
     device: torch.device
+    tuning: EndToEnd | None = None
+    tuning_text: TuningText | None = None
     packed: Fingerprint = field(default_factory=Fingerprint)
     base: Fingerprint = field(default_factory=Fingerprint)
 
@@ -70,7 +94,7 @@ class Job:
             QuantDLLMError: One of its kinds; see `quantize`.
         """
         refuse_existing(out)
-        calibration, precision, quantizer = recipe.build()
+        calibration, precision, quantizer, tuning = recipe.build()
         source = open_model(model, attention_block)
         if source.folder.quantization:
             raise RequestError(
@@ -80,11 +104,19 @@ class Job:
         source.check(source.empty())
         tokenizer = load_tokenizer(source)
         mask = resolve_mask_token(source, mask_token_id, tokenizer)
-        windows = None
-        if (quantizer.needs | precision.needs) != Needs.NOTHING:
-            windows = _windows(source, calibration, tokenizer, text, seed)
-        where = local_device(usable_device(device))
-        return cls(source, recipe, calibration, precision, quantizer, windows, mask, seed, where)
+        windows = tuning_text = None
+        if isinstance(tuning, NoTuning):
+            tuning = None
+        else:
+            _check_tuning(recipe, calibration, quantizer)
+        if tuning or (quantizer.needs | precision.needs) != Needs.NOTHING:
+            windows = _windows(source, calibration, tokenizer, text, seed, every=bool(tuning))
+        if tuning and windows is not None:
+            windows, tuning_text = _part(windows, calibration.sequences, tuning)
+        return cls(
+            source, recipe, calibration, precision, quantizer, windows, mask, seed,
+            local_device(usable_device(device)), tuning, tuning_text,
+        )  # fmt: skip
 
     @property
     def dtype(self) -> torch.dtype:
@@ -117,17 +149,15 @@ class Job:
         found = (file for pattern in COPIED for file in folder.glob(pattern))
         return sorted(file for file in found if file.is_file())
 
-    def request(
-        self, model: str, text: Path | None, seed: int, attention_block: int | None
-    ) -> dict[str, Any]:
+    def request(self, text: Path | None, attention_block: int | None) -> dict[str, Any]:
         """Return the arguments of `quantize`, in JSON's types and independent of the folder."""
-        here = Path(model)
+        here = Path(self.source.name)
         return {
-            "model": str(here.absolute()) if here.is_dir() else model,
+            "model": str(here.absolute()) if here.is_dir() else self.source.name,
             "recipe": self.recipe.to_dict(),
             "calibration": None if text is None else str(text.absolute()),
-            "seed": seed,
-            "device": str(self.device),
+            "seed": self.seed,
+            "device": self.device.type if self.device.index is None else str(self.device),
             "mask_token_id": self.mask_token_id,
             "attention_block": attention_block,
         }
@@ -156,8 +186,46 @@ class Job:
         return views, torch.where(views == self.mask_token_id, windows, views)
 
 
+def _check_tuning(recipe: Recipe, calibration: Calibration, quantizer: Quantizer) -> None:
+    """Refuse to tune what has no scales of planes, or on text that was calibrated on."""
+    if get_type_hints(quantizer.quantize)["return"] is not BinaryWeight:
+        raise RecipeError(
+            f"tuning is {recipe.tuning.name}, which tunes the scales of binary planes; "
+            f"{recipe.quantizer.name} stores none. Set tuning=none or quantizer=daq."
+        )
+    if calibration.windows != "packed":
+        raise RecipeError(
+            f"calibration.windows is {calibration.windows}, whose windows overlap; tuning wants "
+            "text of its own. Set calibration.windows=packed or tuning=none."
+        )
+
+
+def _part(
+    windows: Tensor, sequences: int, tuning: EndToEnd
+) -> tuple[Int[Tensor, "n length"], TuningText]:
+    """Part all windows of a text in those to calibrate on, to stop by, and to tune on."""
+    rest = windows[sequences:]
+    length = min(tuning.length, rest.shape[1])
+    pieces = rest[:, : rest.shape[1] // length * length].reshape(-1, length)
+    wanted = tuning.validation + tuning.batch
+    if len(pieces) < wanted:
+        raise TextError(
+            f"The text has {len(windows)} windows of {windows.shape[1]} tokens, {sequences} of "
+            f"them to calibrate on; {len(pieces)} of {length} are left to tune on, at least "
+            f"{wanted} are wanted. Name a longer text, or set tuning=none."
+        )
+    validation, learned = pieces[: tuning.validation], pieces[tuning.validation :]
+    return windows[:sequences], TuningText(learned[: tuning.windows], validation)
+
+
 def _windows(
-    source: Source, calibration: Calibration, tokenizer: Any, text: Path | None, seed: int
+    source: Source,
+    calibration: Calibration,
+    tokenizer: Any,
+    text: Path | None,
+    seed: int,
+    *,
+    every: bool,
 ) -> Int[Tensor, "n length"]:
     path = text or bundled_text(source, "calibration")
     if path is None:
@@ -172,5 +240,5 @@ def _windows(
         )
     return token_windows(
         path, tokenizer, sequences=calibration.sequences, rule=calibration.windows, seed=seed,
-        length=min(calibration.length, source.config.context),
+        every=every, length=min(calibration.length, source.config.context),
     )  # fmt: skip

@@ -7,6 +7,8 @@ Everything lies in a hidden folder beside the output:
     layer-00004-….*     a finished layer of the block under way
     states-00004-….*    the hidden states in front of that block
     states-00004.json   their checksums
+    rounded             the checkpoint before its scales are tuned, if they are
+    tuning.*            the state of that
 
 A block is finished once its JSON file is there, and that is written last. Then what came before it
 goes: its layers, and the states in front of it.
@@ -25,7 +27,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from quant_dllm.checkpoint import durable
-from quant_dllm.checkpoint.folder import MANIFEST
+from quant_dllm.checkpoint.folder import MANIFEST, Folder
 from quant_dllm.checkpoint.lock import locked
 from quant_dllm.checkpoint.writer import CheckpointWriter, refuse_existing
 from quant_dllm.distributed import from_first, rank
@@ -60,6 +62,22 @@ class Journal:
     def folder(self) -> Path:
         """Name the folder."""
         return folder_of(self.out)
+
+    @property
+    def rounds_to(self) -> Path:
+        """Name the checkpoint that is tuned afterwards."""
+        return self.folder / "rounded"
+
+    @property
+    def tuning(self) -> Path:
+        """Name the file of the state of tuning."""
+        return self.folder / "tuning.safetensors"
+
+    @property
+    def rounded(self) -> dict[str, Any] | None:
+        """Return the record of the checkpoint that is to be tuned, if it is there."""
+        found = (self.rounds_to / MANIFEST).is_file()
+        return Folder(self.rounds_to).manifest if found else None
 
     def __enter__(self) -> "Journal":
         self.blocks = from_first(self._open)
@@ -163,8 +181,10 @@ class Journal:
             with safe_open(path, framework="pt") as file:
                 writer.add({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
 
-    def publishing(self) -> None:
-        """Note that the checkpoint is about to get its name."""
+    def publishing(self, out: Path) -> None:
+        """Note that a checkpoint is about to get its name, if that is the run's last."""
+        if out != self.out:
+            return
         with self.explained():
             durable.write(self.folder / PUBLISHING, b"")
 
@@ -174,8 +194,9 @@ class Journal:
             stack.enter_context(locked(self.out))
             forget_published(self.out)
             refuse_existing(self.out)
-            for left in self.out.absolute().parent.glob(f".{escape(self.out.name)}.partial-*"):
-                shutil.rmtree(left, ignore_errors=True)
+            for place in (self.out.absolute(), self.rounds_to):
+                for left in place.parent.glob(f".{escape(place.name)}.partial-*"):
+                    shutil.rmtree(left, ignore_errors=True)
             path = self.folder / IDENTITY
             if path.is_file():
                 self._compare(durable.read_facts(path)["identity"])

@@ -29,9 +29,10 @@ from quant_dllm.pipeline.fold import can_fold, fold
 from quant_dllm.pipeline.identity import identity
 from quant_dllm.pipeline.job import Job
 from quant_dllm.pipeline.journal import Journal, forget_published
+from quant_dllm.pipeline.opening import open_streams, save_states
 from quant_dllm.pipeline.owners import Owners
 from quant_dllm.pipeline.signals import Stop
-from quant_dllm.pipeline.streams import open_streams, save_states
+from quant_dllm.pipeline.tuned import tune
 from quant_dllm.quantizers.base import ScalesInputs
 from quant_dllm.recipe import DEFAULT, Recipe
 from quant_dllm.record import Bits, LayerRecord, RunRecord
@@ -101,11 +102,36 @@ def quantize(
         model, chosen, out, text=text, seed=seed, device=device, mask_token_id=mask_token_id,
         attention_block=attention_block,
     )  # fmt: skip
-    peak = PeakMemory(job.device.type)
+    run = Journal(out, identity(job), job.request(text, attention_block))
+    memory = max_memory or POOL_BYTES
+    with Stop() as stop, run as journal:
+        if job.tuning is None:
+            return round_model(out, job, journal, stop, memory, began, track)
+        if journal.rounded is None:
+            record = round_model(journal.rounds_to, job, journal, stop, memory, began, track)
+        else:
+            record = RunRecord.from_dict(journal.rounded)
+        return tune(job, journal, stop, record, track)
+
+
+def round_model(
+    out: Path, job: Job, journal: Journal, stop: Stop, memory: int, began: float, track: Track
+) -> RunRecord:
+    """Round block after block and write a checkpoint.
+
+    Args:
+        out: Folder to make.
+        job: What to do.
+        journal: What was done before.
+        stop: Whether to stop.
+        memory: Bytes of hidden states that may be in memory.
+        began: When the run began, on the monotonic clock.
+        track: Watches the progress.
+    """
+    peak, chosen = PeakMemory(job.device.type), job.recipe
     total = len(job.source.layers)
-    run = Journal(out, identity(job), job.request(str(model), text, seed, attention_block))
-    with Stop() as stop, run as journal, CheckpointWriter(out) as writer:
-        blocks = quantize_blocks(job, journal, stop, max_memory or POOL_BYTES)
+    with CheckpointWriter(out) as writer:
+        blocks = quantize_blocks(job, journal, stop, memory)
         layers = list(track(blocks, f"quantizing by {chosen.name}", total))
         order = {job.source.upstream(slot): i for i, slot in enumerate(job.source.layers)}
         layers.sort(key=lambda layer: order[layer.name])
@@ -120,8 +146,8 @@ def quantize(
         record = RunRecord(
             format_version=FORMAT_VERSION,
             recipe=chosen.to_dict(),
-            seed=seed,
-            base_model=str(model),
+            seed=job.seed,
+            base_model=job.source.name,
             base_fingerprint=job.base.digest(),
             family=job.source.family.name,
             mask_token_id=job.mask_token_id,
@@ -143,7 +169,7 @@ def quantize(
         )
         config, shim = with_shim(_config(job, layers))
         writer.add_file(SHIM, shim)
-        journal.publishing()
+        journal.publishing(out)
         writer.publish(config, record.to_dict())
         broadcast_facts(record.to_dict(), 0)
     return record
@@ -202,6 +228,8 @@ def _quantize_groups(
     stats = {}
     for group, gathered in found:
         scaled = _scale_inputs(work, group, gathered, owners.of(group)[0])
+        if group.layers[0] in work.scales:
+            capture.forget()
         stats |= dict.fromkeys(group.layers, scaled)
     for names in owners.rounds():
         yield from work.round(names, owners, stats, _solve)

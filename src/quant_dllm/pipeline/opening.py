@@ -9,10 +9,10 @@ from torch import Tensor
 from quant_dllm.distributed import gather_facts, rank, world
 from quant_dllm.models.load import place, place_buffers
 from quant_dllm.models.network import Network
-from quant_dllm.pipeline.capture import Stream
 from quant_dllm.pipeline.job import Job
 from quant_dllm.pipeline.journal import Journal
 from quant_dllm.pipeline.spool import Pool, Spool
+from quant_dllm.pipeline.stream import Stream
 from quant_dllm.statistics.layer import Needs
 from quant_dllm.statistics.reduction import shards
 
