@@ -248,13 +248,14 @@ def kill_after(seconds: float, model: Path, out: Path) -> int:
 
 
 def kills(
-    model: Path, folder: Path, per_phase: int, clock: int, dice: random.Random
+    model: Path, folder: Path, args: argparse.Namespace, dice: random.Random
 ) -> Iterator[dict[str, Any]]:
     """Kill a run in every phase, and at random times; yield a record each."""
     began = time.monotonic()
     counts = count(model, folder / "unbroken")
     took, wanted = time.monotonic() - began, digests(folder / "unbroken")
-    for phase, calls in counts.items():
+    for phase in args.phase or PHASES:
+        calls, per_phase = counts[phase], args.per_phase
         chosen = {0, calls - 1} if per_phase > 1 else {calls - 1}
         rest = [n for n in range(calls) if n not in chosen]
         chosen |= set(dice.sample(rest, min(len(rest), max(0, per_phase - len(chosen)))))
@@ -263,7 +264,7 @@ def kills(
             assert kill_in(phase, number, model, out) == -signal.SIGKILL
             yield {"moment": f"{phase}, call {number + 1} of {calls}"} | go_on(model, out, wanted)
             shutil.rmtree(out)
-    for _ in range(clock):
+    for _ in range(args.clock):
         out, after = folder / "out", dice.uniform(0, took)
         status = kill_after(after, model, out)
         moment = f"after {after:.2f} s of {took:.2f}" + (" (had ended)" if status == DONE else "")
@@ -392,6 +393,7 @@ def table(found: list[dict[str, Any]]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Kill and resume.")
     parser.add_argument("--per-phase", type=int, default=2, help="kills in each phase")
+    parser.add_argument("--phase", action="append", choices=PHASES, help="only these")
     parser.add_argument("--clock", type=int, default=8, help="kills at random times")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of moments")
     parser.add_argument("--folder", type=Path, help="where to work; a temporary one if not given")
@@ -405,11 +407,12 @@ def main() -> int:
         folder = args.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         model = make_model(folder / "model")
         warm_up(model)
-        work = kills(model, folder, args.per_phase, args.clock, dice)
+        work = kills(model, folder, args, dice)
         for record in work:
             found.append(record)
             print(json.dumps(record), file=sys.stderr, flush=True)
-        for record in [check_resume_verb(model, folder), *hostile(model, folder)]:
+        rest = [] if args.phase else [check_resume_verb(model, folder), *hostile(model, folder)]
+        for record in rest:
             found.append(record)
             print(json.dumps(record), file=sys.stderr, flush=True)
     print(table(found))

@@ -9,6 +9,11 @@ from pathlib import Path
 from quant_dllm.errors import CheckpointError
 
 
+def lock_of(out: Path) -> Path:
+    """Name the lock of an output folder."""
+    return out.absolute().parent / f".{out.name}.lock"
+
+
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
     """Hold the lock of an output folder: a file beside it that the system frees when we die.
@@ -16,7 +21,7 @@ def locked(out: Path) -> Iterator[None]:
     Raises:
         CheckpointError: Another process holds it; the message names it.
     """
-    path = out.absolute().parent / f".{out.name}.lock"
+    path = lock_of(out)
     handle = _acquire(path, out)
     try:
         os.truncate(handle, 0)

@@ -16,7 +16,7 @@ goes: its layers, and the states in front of it.
 
 import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from glob import escape
 from pathlib import Path
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from quant_dllm.checkpoint import durable
 from quant_dllm.checkpoint.folder import MANIFEST, Folder
-from quant_dllm.checkpoint.lock import locked
+from quant_dllm.checkpoint.lock import lock_of, locked
 from quant_dllm.checkpoint.writer import CheckpointWriter, refuse_existing
 from quant_dllm.distributed import from_first, rank
 from quant_dllm.errors import CheckpointError, QuantDLLMError, RequestError
@@ -192,7 +192,7 @@ class Journal:
         """Lock the output; read what is saved, or begin."""
         with ExitStack() as stack, self.explained():
             stack.enter_context(locked(self.out))
-            forget_published(self.out)
+            _remove_published(self.out)
             refuse_existing(self.out)
             for place in (self.out.absolute(), self.rounds_to):
                 for left in place.parent.glob(f".{escape(place.name)}.partial-*"):
@@ -280,6 +280,12 @@ def saved_request(out: Path) -> dict[str, Any]:
 
 def forget_published(out: Path) -> None:
     """Remove what a run left that was killed right after its checkpoint got its name."""
+    if (out / MANIFEST).is_file() and (lock_of(out).exists() or folder_of(out).exists()):
+        with suppress(CheckpointError), locked(out):
+            _remove_published(out)
+
+
+def _remove_published(out: Path) -> None:
     folder = folder_of(out)
     if (folder / PUBLISHING).is_file() and (out / MANIFEST).is_file():
         shutil.rmtree(folder, ignore_errors=True)
