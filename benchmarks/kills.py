@@ -254,7 +254,8 @@ def kills(
     began = time.monotonic()
     counts = count(model, folder / "unbroken")
     took, wanted = time.monotonic() - began, digests(folder / "unbroken")
-    for phase in args.phase or PHASES:
+    phases = [] if args.hostile else args.phase or PHASES
+    for phase in phases:
         calls, per_phase = counts[phase], args.per_phase
         chosen = {0, calls - 1} if per_phase > 1 else {calls - 1}
         rest = [n for n in range(calls) if n not in chosen]
@@ -394,6 +395,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Kill and resume.")
     parser.add_argument("--per-phase", type=int, default=2, help="kills in each phase")
     parser.add_argument("--phase", action="append", choices=PHASES, help="only these")
+    parser.add_argument("--hostile", action="store_true", help="no kills, all that is hostile")
     parser.add_argument("--clock", type=int, default=8, help="kills at random times")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of moments")
     parser.add_argument("--folder", type=Path, help="where to work; a temporary one if not given")
@@ -411,7 +413,8 @@ def main() -> int:
         for record in work:
             found.append(record)
             print(json.dumps(record), file=sys.stderr, flush=True)
-        rest = [] if args.phase else [check_resume_verb(model, folder), *hostile(model, folder)]
+        skipped = args.phase and not args.hostile
+        rest = [] if skipped else [check_resume_verb(model, folder), *hostile(model, folder)]
         for record in rest:
             found.append(record)
             print(json.dumps(record), file=sys.stderr, flush=True)
