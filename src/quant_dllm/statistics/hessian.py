@@ -59,6 +59,7 @@ def inverse_factor(
     for strength in (damping * 10**attempt for attempt in range(ESCALATIONS + 1)):
         flipped = damp(hessian, strength).flip(0, 1)
         lower, failed = torch.linalg.cholesky_ex(flipped)
+        del flipped  # half a gigabyte where a layer has 12288 inputs
         if not failed:
             # flip(H) = L Lᵀ, so H⁻¹ = flip(L⁻ᵀ) flip(L⁻¹) = Uᵀ U with U = flip(L⁻¹), upper
             eye = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
