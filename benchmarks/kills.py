@@ -293,6 +293,7 @@ def hostile(model: Path, folder: Path) -> Iterator[dict[str, Any]]:
         "a flipped byte in the states": lambda: flip(
             next(folder_of(out).glob("states-*.safetensors"))
         ),
+        "the states' checksums gone": lambda: next(folder_of(out).glob("states-*.json")).unlink(),
         "a flipped byte in a layer": lambda: flip(next(folder_of(out).glob("layer-*.safetensors"))),
         "a truncated shard of the model": lambda: truncate(model / "model.safetensors"),
         "a flipped byte in the model": lambda: flip(model / "model.safetensors"),

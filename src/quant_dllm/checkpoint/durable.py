@@ -118,7 +118,7 @@ def file_digest(path: Path) -> str:
 def damaged(path: Path) -> CheckpointError:
     """Return the error for a saved file that is not what was saved."""
     return CheckpointError(
-        f"{path} is not what was saved: its checksum differs. The disk or somebody changed it. "
+        f"{path} is not what was saved: it was changed or removed, by the disk or by somebody. "
         f"Remove {path.parent} and quantize again."
     )
 

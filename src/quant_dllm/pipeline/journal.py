@@ -143,12 +143,14 @@ class Journal:
         """Return the checksums of the states in front of the first block that is not finished.
 
         Raises:
-            CheckpointError: A file is not what was saved.
+            CheckpointError: A file is not what was saved, or gone.
         """
 
         def read() -> dict[str, Any] | None:
             path = self.folder / f"states-{len(self.blocks):05d}.json"
             if not path.is_file():
+                if self.blocks:  # they cannot be had again
+                    raise durable.damaged(path)
                 return None
             facts = durable.read_facts(path)
             for name, digest in facts["files"].items():
