@@ -9,6 +9,7 @@ from quant_dllm.models.config import BackboneConfig, Mixture
 
 MOST = {"blocks": 1024, "experts": 65536, "vocab": 1 << 26, "context": 1 << 30}
 WIDEST = 1 << 24  # channels
+MOST_FLOAT = 1e30
 AT_LEAST_ONE = ("width", "blocks", "heads", "kv_heads", "mlp_width", "vocab", "context", "experts",
                 "chosen", "groups", "chosen_groups", "head_width", "rotary_width")  # fmt: skip
 
@@ -38,8 +39,8 @@ def _wrong(name: str, kind: Any, value: Any) -> str | None:
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             return f"{_short(value)}; a whole number from {least} to {most} is wanted"
     if kind is float:
-        fine = isinstance(value, int | float) and not isinstance(value, bool)
-        if not fine or not math.isfinite(value) or value < 0:
+        number = value if type(value) in (int, float) else math.nan
+        if not 0 <= number < MOST_FLOAT:
             return f"{_short(value)}; a finite number is wanted"
     if kind is bool and not isinstance(value, bool):
         return f"{_short(value)}; true or false is wanted"

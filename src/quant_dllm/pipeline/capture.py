@@ -97,6 +97,7 @@ class Capture:
 
     def _at_once(self, groups: tuple[Group, ...]) -> int:
         """Say how many groups' accounts fit into `ACCOUNT_BYTES`."""
+        assert self.stream is not None, "groups are gathered from a stream"
         matrices = 2 if Needs.DRIFT in self.needs else 1
         at_once = 1 + math.log2(max(2, len(self.stream.shards)))  # see `Tree`
         size = 4 * max(map(self._channels, groups)) ** 2 * matrices * at_once
