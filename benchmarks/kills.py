@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -414,11 +415,10 @@ def main() -> int:
         for record in work:
             found.append(record)
             print(json.dumps(record), file=sys.stderr, flush=True)
-        skipped = args.phase and not args.hostile
-        rest = [] if skipped else [check_resume_verb(model, folder), *hostile(model, folder)]
-        for record in rest:
-            found.append(record)
-            print(json.dumps(record), file=sys.stderr, flush=True)
+        if not args.phase or args.hostile:
+            for record in chain([check_resume_verb(model, folder)], hostile(model, folder)):
+                found.append(record)
+                print(json.dumps(record), file=sys.stderr, flush=True)
     print(table(found))
     failed = sum(record["equal"] is False for record in found)
     print(f"\n{len(found)} moments, {failed} failed")
