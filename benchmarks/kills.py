@@ -278,7 +278,7 @@ def refusal(work: Callable[[], Any], folder: Path) -> tuple[int, str]:
     """Run something that must be refused; return the status and the reason."""
     said = folder / "said"
     said.write_text("")
-    return wait(forked(work, said)), said.read_text()
+    return wait(forked(work, said)), said.read_text().replace(f"{folder}/", "")
 
 
 def hostile(model: Path, folder: Path) -> Iterator[dict[str, Any]]:
