@@ -1,7 +1,7 @@
 """Feed broken files to the readers, guided by coverage, and let nothing but clean errors out.
 
     pip install atheris
-    python benchmarks/fuzz.py -atheris_runs=20000            # one of the golden checkpoints
+    python benchmarks/fuzz.py -runs=20000                    # one of the golden checkpoints
     python benchmarks/fuzz.py --plain 5000                   # random changes, without atheris
 
 An input is a number of changes to a whole checkpoint: bytes of the header of its weights, of its
@@ -22,6 +22,7 @@ from pathlib import Path
 
 MOST_BYTES = 6 << 30  # address space: what allocates by a number in a file hits it
 GOLDEN = Path(__file__).resolve().parents[1] / "tests" / "golden"
+TELL_EVERY = 500  # files
 CHECKPOINTS = ("v1-binary", "v1-uniform")
 FILES = ("model.safetensors", "config.json", "model.safetensors.index.json")
 
@@ -91,15 +92,18 @@ def plain(target: Target, runs: int) -> None:
 
 def guided(target: Target) -> None:
     """Let atheris draw the changes; it ends the process itself."""
-    import atexit
-
     import atheris
 
     with atheris.instrument_imports(include=["quant_dllm"]):
         ready()
     began = time.monotonic()
-    atexit.register(lambda: report(target, began))
-    atheris.Setup(sys.argv, target)
+
+    def told(data: bytes) -> None:
+        target(data)
+        if sum(target.found.values()) % TELL_EVERY == 0:
+            report(target, began)
+
+    atheris.Setup(sys.argv, told)
     atheris.Fuzz()
 
 
