@@ -2,6 +2,7 @@
 
 import logging
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,8 @@ def empty_backbone(source: Source) -> Network:
     for slot, layout in source.packed_layers.items():
         dense: nn.Linear = backbone.get_submodule(slot)  # type: ignore[assignment]
         layer = empty_layer(source.folder, source.upstream(slot), layout, dense.bias)
-        found = (layer.weight.out_features, layer.weight.in_features)
+        rows, *columns = getattr(layer, layer.kind.names[0]).shape
+        found = (rows, layer.layout.get("in_features", *columns))
         if found != tuple(dense.weight.shape):
             raise CheckpointError(
                 f"{source.upstream(slot)} of {source.folder.path} packs a weight of {list(found)}; "
@@ -167,16 +169,14 @@ def empty_layer(
         name: torch.empty(shapes[name], dtype=folder.dtype(full), device="meta")
         for name, full in names.items()
     }
-    try:
-        with torch.device("meta"):
-            made = QuantLinear(kind, tensors, layout, bias)
-        assert made.weight.kind == kind
-    except TypeError as error:
+    described = {field.name for field in fields(WEIGHTS.get(kind))} - set(names)
+    if set(layout) != described:
         raise CheckpointError(
-            f"{folder.path} describes {upstream} by what a {kind} weight is not described by "
-            f"({error}). Copy the folder again."
-        ) from None
-    return made
+            f"{folder.path} describes {upstream} by {', '.join(sorted(layout)) or 'nothing'}; a "
+            f"{kind} weight is described by {', '.join(sorted(described))}. Copy the folder again."
+        )
+    with torch.device("meta"):
+        return QuantLinear(kind, tensors, layout, bias)
 
 
 def place(
