@@ -1,6 +1,5 @@
 """Numbers of a ``config.json`` that no network has, refused before one is built of them."""
 
-import math
 from dataclasses import fields
 from typing import Any
 
@@ -39,8 +38,8 @@ def _wrong(name: str, kind: Any, value: Any) -> str | None:
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             return f"{_short(value)}; a whole number from {least} to {most} is wanted"
     if kind is float:
-        number = value if type(value) in (int, float) else math.nan
-        if not 0 <= number < MOST_FLOAT:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 <= value < MOST_FLOAT:
             return f"{_short(value)}; a finite number is wanted"
     if kind is bool and not isinstance(value, bool):
         return f"{_short(value)}; true or false is wanted"
