@@ -38,8 +38,9 @@ def _wrong(name: str, kind: Any, value: Any) -> str | None:
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             return f"{_short(value)}; a whole number from {least} to {most} is wanted"
     if kind is float:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 <= value < MOST_FLOAT:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return f"{_short(value)}; a number is wanted"
+        if not 0 <= value < MOST_FLOAT:
             return f"{_short(value)}; a finite number is wanted"
     if kind is bool and not isinstance(value, bool):
         return f"{_short(value)}; true or false is wanted"
