@@ -157,10 +157,11 @@ def empty_layer(folder: Folder, upstream: str, layout: dict[str, Any], plain: nn
             )
     shapes = {name: folder.shape(full) for name, full in names.items()}
     blocks = names.get(ORDERS.get(kind, ""))
-    if blocks and len(shapes[ORDERS[kind]]) == 1:
-        wrong = misfit(kind, shapes, layout, folder.tensor(blocks).tolist())
+    if blocks and len(shapes[ORDERS[kind]]) != 1:
+        wrong = f"{ORDERS[kind]} of shape {list(shapes[ORDERS[kind]])}"
     else:
-        wrong = blocks and f"{ORDERS[kind]} of shape {list(shapes[ORDERS[kind]])}"
+        orders = folder.tensor(blocks).tolist() if blocks else []
+        wrong = misfit(kind, shapes, layout, orders)
     if kind == "simulated" and len(shapes["values"]) != 2:
         wrong = f"values of shape {list(shapes['values'])}"
     if wrong:

@@ -8,8 +8,8 @@ from typing import Any
 
 from quant_dllm.errors import RequestError
 from quant_dllm.memory import PeakMemory
+from quant_dllm.pipeline.entry import BATCH_TOKENS
 from quant_dllm.pipeline.job import Job
-from quant_dllm.pipeline.quantize import BATCH_TOKENS
 from quant_dllm.planning.sizes import Size, Sizes
 from quant_dllm.planning.timing import Timing, time_one_block
 from quant_dllm.recipe import Recipe

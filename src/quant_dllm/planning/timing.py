@@ -2,26 +2,18 @@
 
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from torch import Tensor
-
-from quant_dllm.checkpoint.writer import CheckpointWriter
 from quant_dllm.memory import PeakMemory
 from quant_dllm.pipeline.job import Job
-from quant_dllm.pipeline.quantize import quantize_blocks
+from quant_dllm.pipeline.journal import Journal
+from quant_dllm.pipeline.outside import pack_outside
+from quant_dllm.pipeline.quantize import POOL_BYTES, quantize_blocks
+from quant_dllm.pipeline.signals import Stop
 from quant_dllm.record import LayerRecord
 
 SHARE = 4  # of the calibration text, one part in so many is looked at
-
-
-class Nowhere(CheckpointWriter):
-    """A writer that keeps nothing."""
-
-    def __init__(self) -> None:
-        pass  # no folder is made
-
-    def add(self, tensors: dict[str, Tensor]) -> None:
-        """Take tensors."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +52,12 @@ def time_one_block(job: Job) -> Timing:
     peak, began = PeakMemory(job.device.type), time.monotonic()
     records: list[LayerRecord] = []
     arrived: list[float] = []
-    for record in quantize_blocks(part, Nowhere()):
-        records.append(record)
-        arrived.append(time.monotonic() - began)
-        if len(records) > a_block:
-            break
+    with TemporaryDirectory() as folder, Journal(Path(folder) / "timed", {}, {}) as journal:
+        for record in quantize_blocks(part, journal, Stop(), pack_outside(part), POOL_BYTES):
+            records.append(record)
+            arrived.append(time.monotonic() - began)
+            if len(records) > a_block:
+                break
     rounding = sum(record.seconds for record in records[:a_block])
     setup = arrived[0] - records[0].seconds
     turn = (arrived[-1] - arrived[0]) * a_block / max(len(records) - 1, 1)

@@ -10,43 +10,69 @@ from typing import Any
 from quant_dllm.weights.packing import packed_width, places
 
 Shapes = dict[str, tuple[int, ...]]
-ORDERS = {"binary": "orders", "uniform": "bits", "affine": "bits"}
+ORDERS = {"binary": "orders", "compact": "orders", "uniform": "bits", "affine": "bits"}
 """The tensor that tells the planes of each block, by kind of weight."""
-MOST_PLANES = 16
+MOST_PLANES, MOST_SCALE_BITS = 16, 8
 
 
 def misfit(kind: str, shapes: Shapes, layout: dict[str, Any], orders: Sequence[int]) -> str | None:
     """Say what does not belong together, or nothing.
 
     Args:
-        kind: Of the weight, see `weights.base.WEIGHTS`; kinds without blocks always fit.
+        kind: Of the weight, see `weights.base.WEIGHTS`; a kind that is one tensor always fits.
         shapes: Of its tensors, by name.
         layout: What ``config.json`` says of it.
         orders: Planes of each block, as they are stored.
     """
-    if kind not in ORDERS:
+    if kind not in (*ORDERS, "grouped"):
         return None
     size, inputs = layout.get("block_size"), layout.get("in_features")
     if not _is_count(size) or not _is_count(inputs):
         return f"blocks of {size!r} of {inputs!r} input channels"
     assert isinstance(size, int) and isinstance(inputs, int)
+    if kind == "grouped":
+        return _misfit_groups(shapes, layout.get("bits"), size, inputs)
     if len(orders) != -(-inputs // size) or not all(0 < k <= MOST_PLANES for k in orders):
         return f"{len(orders)} blocks of {size} for {inputs} input channels"
     out = shapes["planes"][0] if shapes["planes"] else 0
-    for name, wanted in _wanted(kind, out, size, inputs, orders).items():
+    bits = layout.get("scale_bits")
+    if kind == "compact" and not (_is_count(bits) and int(bits or 0) <= MOST_SCALE_BITS):
+        return f"scales of {bits!r} bits"
+    for name, wanted in _wanted(kind, out, size, inputs, orders, bits).items():
         if name in shapes and shapes[name] != wanted:
             return f"{name} of shape {list(shapes[name])} where {list(wanted)} is wanted"
     return None
 
 
-def _wanted(kind: str, out: int, size: int, inputs: int, orders: Sequence[int]) -> Shapes:
+def _misfit_groups(shapes: Shapes, bits: Any, size: int, inputs: int) -> str | None:
+    """Hold codes and scales of a grouped weight against each other."""
+    if bits not in (4, 8):
+        return f"codes of {bits!r} bits"
+    out = shapes["codes"][0] if shapes["codes"] else 0
+    wanted = {"codes": (out, -(-inputs * bits // 8)), "scales": (out, -(-inputs // size))}
+    for name, shape in wanted.items():
+        if shapes[name] != shape:
+            return f"{name} of shape {list(shapes[name])} where {list(shape)} is wanted"
+    return None
+
+
+def _wanted(
+    kind: str, out: int, size: int, inputs: int, orders: Sequence[int], scale_bits: Any
+) -> Shapes:
     """Return the shapes that the docs of the format give."""
     found = list(places(inputs, size, orders))
     planes = sum(place.order for place in found)
     width = sum(place.order * packed_width(place.width) for place in found)
     shapes: Shapes = {"planes": (out, width)}
+    columns = sum(place.order * place.width for place in found)
+    if kind == "compact":
+        return shapes | {
+            "row_codes": (planes * scale_bits, packed_width(out)),
+            "column_codes": (scale_bits, packed_width(columns)),
+            "row_grids": (2, planes),
+            "column_grids": (2, planes),
+        }
     if kind == "binary":
-        columns = sum(place.order * place.width for place in found)
         return shapes | {"row_scales": (out, planes), "column_scales": (columns,)}
     zero = (planes, packed_width(out)) if kind == "uniform" else (out, len(orders))
     return shapes | {"scales": (out, len(orders)), "zero_points": zero}
