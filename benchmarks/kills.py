@@ -46,6 +46,7 @@ from quant_dllm.pipeline.resume import resume
 from quant_dllm.pipeline.spool import Spool
 from quant_dllm.recipe import Recipe
 
+TIMED = ("quant_dllm.json", "report.html", "README.md", "events.jsonl")
 RESULTS = records.RESULTS / "kills.jsonl"
 SETTINGS = {
     "calibration.sequences": 6,
@@ -204,11 +205,11 @@ def same(out: Path, wanted: dict[str, str]) -> bool:
 
 
 def digests(out: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file but the record of times and memory."""
+    """Return the SHA-256 of every file but those that tell of times and memory."""
     return {
         file.name: hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(out.iterdir())
-        if file.name != "quant_dllm.json"
+        if file.name not in TIMED
     }
 
 

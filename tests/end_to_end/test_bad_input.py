@@ -19,7 +19,7 @@ def refused(capsys, tmp_path, argv, *messages):
     assert main([str(word) for word in argv]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    progress = ("ABMP moves", "loaded ", "quantizing by ")
+    progress = ("ABMP moves", "loaded ", "quantizing by ", "done=")
     said = [line for line in err.splitlines() if not line.startswith(progress)]
     assert len(said) == 1, err
     for message in messages:
@@ -214,7 +214,14 @@ def test_no_space_left(capsys, tmp_path, small_model, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
-    refused(capsys, tmp_path, quantize(small_model, tmp_path), "No space left on device")
+    told = ("No space left on device", "go on with: quant-dllm resume")
+    assert main([str(word) for word in quantize(small_model, tmp_path)]) == 2
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert all(message in err for message in told)
+    assert [path.name for path in tmp_path.iterdir()] == [".out.unfinished"]
+    monkeypatch.undo()
+    assert main(["resume", str(tmp_path / "out")]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ LESS = {
     "plan": ["--set", "calibration.sequences=4", "--set", "calibration.length=32"],
 }
 UNREACHABLE = ("--suite", "--tasks")  # need tasks of lm-eval from the network: only parsed
-LONG = ("demo",)  # minutes: `make demo` is its test
+LONG = ("demo", "resume")  # minutes, `make demo` is its test; wants a stopped run, see test_resume
 EXAMPLES = [f.__doc__.partition("Example: ")[2].strip() for f in VERBS.values()]
 
 

@@ -16,6 +16,8 @@ from quant_dllm.errors import CheckpointError
 
 SHARD_BYTES = 1 << 30  # also what a shard takes in memory while it is written
 
+NOTHING = "Nothing was left behind; free space or choose another folder."
+
 
 def refuse_existing(out: Path) -> None:
     """Refuse to write over anything.
@@ -38,15 +40,15 @@ class CheckpointWriter:
     killed in between leaves a hidden folder beside ``out``, and nothing under its name.
     """
 
-    def __init__(self, out: Path, shard_bytes: int = SHARD_BYTES):
+    def __init__(self, out: Path, shard_bytes: int = SHARD_BYTES, left: str = NOTHING):
         refuse_existing(out)
-        self.out, self.shard_bytes = out, shard_bytes
+        self.out, self.shard_bytes, self.left = out, shard_bytes, left
         self.folder = out.absolute().parent / f".{out.name}.partial-{os.getpid()}"
         self.pending: dict[str, Tensor] = {}
         self.shards: list[tuple[Path, list[str]]] = []
 
     def __enter__(self) -> "CheckpointWriter":
-        with _explained(self.out):
+        with _explained(self.out, self.left):
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
         return self
@@ -67,7 +69,7 @@ class CheckpointWriter:
 
     def add_file(self, name: str, content: bytes) -> None:
         """Write a small file beside the weights."""
-        with _explained(self.out):
+        with _explained(self.out, self.left):
             (self.folder / name).write_bytes(content)
 
     @property
@@ -79,7 +81,7 @@ class CheckpointWriter:
     def publish(self, config: dict[str, Any], manifest: dict[str, Any]) -> None:
         """Write what is left, make it durable, and give the folder its name."""
         self._flush()
-        with _explained(self.out):
+        with _explained(self.out, self.left):
             self._name_shards()
             self.add_file("config.json", _json(config))
             self.add_file(MANIFEST, _json(manifest))
@@ -97,7 +99,7 @@ class CheckpointWriter:
         if not self.pending:
             return
         path = self.folder / f"shard-{len(self.shards)}"
-        with _explained(self.out):
+        with _explained(self.out, self.left):
             save_file(self.pending, path, metadata={"format": "pt"})
         self.shards.append((path, list(self.pending)))
         self.pending = {}
@@ -118,7 +120,7 @@ class CheckpointWriter:
 
 
 @contextmanager
-def _explained(out: Path) -> Iterator[None]:
+def _explained(out: Path, left: str) -> Iterator[None]:
     """Turn what the system refuses into one line."""
     from safetensors import SafetensorError
 
@@ -126,10 +128,7 @@ def _explained(out: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise CheckpointError(
-            f"{out} could not be written: {reason}. Nothing was left behind; free space or choose "
-            "another folder."
-        ) from None
+        raise CheckpointError(f"{out} could not be written: {reason}. {left}") from None
 
 
 def _json(value: dict[str, Any]) -> bytes:

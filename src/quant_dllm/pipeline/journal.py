@@ -227,8 +227,12 @@ class Journal:
 
     def explained(self) -> AbstractContextManager[None]:
         """Turn what the system refuses while something is saved into one line."""
-        left = f"What is finished is saved; free space and go on with: quant-dllm resume {self.out}"
-        return durable.explained(self.out, left)
+        return durable.explained(self.out, self.left)
+
+    @property
+    def left(self) -> str:
+        """Say what is left of a run that could not write."""
+        return f"What is finished is saved; free space and go on with: quant-dllm resume {self.out}"
 
     def _block(self, index: int) -> Path:
         return self.folder / f"block-{index:05d}.safetensors"

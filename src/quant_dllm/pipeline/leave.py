@@ -1,6 +1,7 @@
 """What a run leaves for people beside the weights: the page, and the model card."""
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from quant_dllm.report.card import card
 from quant_dllm.report.findings import FILE, Findings, Measured
 from quant_dllm.report.page import page
 
+logger = logging.getLogger(__name__)
 PAGE, CARD = "report.html", "README.md"
 COMPARED = "compared.jsonl"
 
@@ -24,8 +26,14 @@ def leave(out: Path) -> None:
         ModelError: Missing or damaged files.
     """
     found = gather(out)
-    write(out / PAGE, page(found))
-    write(out / CARD, card(found))
+    try:
+        write(out / PAGE, page(found))
+        write(out / CARD, card(found))
+    except OSError as error:  # the checkpoint is whole: a page can be made at any time
+        logger.warning(
+            "%s or %s of %s could not be written: %s. Free space and run: quant-dllm report %s",
+            PAGE, CARD, out, error.strerror, out,
+        )  # fmt: skip
 
 
 def gather(out: Path) -> Findings:

@@ -154,7 +154,7 @@ def _write(
     layers.sort(key=lambda layer: order[layer.name])
     if rank():
         return RunRecord.from_dict(broadcast_facts(None, 0))
-    with CheckpointWriter(folder) as writer:
+    with CheckpointWriter(folder, left=journal.left) as writer:
         journal.hand_over(writer)
         write_outside(job, outside, writer)
         for file in job.copied():
@@ -249,7 +249,7 @@ def _quantize_groups(
     stats = {}
     for group, gathered in found:
         scaled = _scale_inputs(work, group, gathered, owners.of(group)[0])
-        if scaled is not gathered:
+        if group.layers[0] in work.scales:
             capture.forget()
         stats |= dict.fromkeys(group.layers, scaled)
     for names in owners.rounds():
