@@ -1,7 +1,7 @@
 """Write local definitions of lm-eval tasks, so that scores can be had without a network.
 
     python benchmarks/tasks.py FOLDER
-    quant-dllm evaluate OUT --tasks story_cloze,blimp_transitive,arc_easy_local,gsm8k_local \
+    quant-dllm evaluate OUT --tasks story_cloze,blimp_transitive_local,piqa_local,gsm8k_local \
         --task-path FOLDER --limit 100 --draws 32
 
 ``story_cloze`` is made of the bundled held-out stories: which of four sentences goes on, the other
@@ -33,7 +33,9 @@ doc_to_text: "{{{{query}}}}"
 doc_to_choice: choices
 doc_to_target: gold
 target_delimiter: "{delimiter}"
-metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
+metric_list:
+  - {{metric: acc, aggregation: mean, higher_is_better: true}}
+  - {{metric: acc_norm, aggregation: mean, higher_is_better: true}}
 """
 WRITING = """task: {name}
 dataset_path: json
@@ -43,7 +45,8 @@ output_type: generate_until
 doc_to_text: "Question: {{{{context}}}}\\nAnswer:"
 doc_to_target: "{{{{answer}}}}"
 generation_kwargs: {{until: ["\\n\\n"], max_gen_toks: 64}}
-metric_list: [{{metric: exact_match}}]
+metric_list:
+  - {{metric: exact_match, aggregation: mean, higher_is_better: true}}
 """
 
 
@@ -88,7 +91,7 @@ def main() -> None:
             {"query": "", "choices": [row["sentence_good"], row["sentence_bad"]], "gold": 0}
             for row in read(f"blimp/{name}")
         ]
-        define(folder, f"blimp_{name}", CHOICE, rows, delimiter="")
+        define(folder, f"blimp_{name}_local", CHOICE, rows, delimiter="")
     define(folder, "gsm8k_local", WRITING, read("gsm8k"))
     print(f"wrote {len(list(folder.glob('*.yaml')))} tasks to {folder}")
 
