@@ -1,5 +1,7 @@
 """A linear layer whose weight is packed."""
 
+import functools
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -16,8 +18,16 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def eager(function: Function) -> Function:
-    """Keep a function out of compiled graphs."""
-    return cast(Function, torch.compiler.disable(function))
+    """Keep a function out of compiled graphs; nobody else waits for the compiler's import."""
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        if "torch._dynamo" in sys.modules:
+            return torch.compiler.disable(function)(*args)
+        return function(*args)
+
+    call._torchdynamo_disable = True  # pyright: ignore[reportAttributeAccessIssue]
+    return cast(Function, call)
 
 
 class QuantLinear(Packed):

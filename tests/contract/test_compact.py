@@ -88,7 +88,7 @@ def test_inspect_shows_it(compact, capsys):
 
 
 def test_it_generates_and_is_measured(compact, model, text):
-    assert quant_dllm.generate(compact[1], "w5 w6 w7 w8 w9", length=16).token_ids
+    assert quant_dllm.generate(compact[1], "w5 w6 w7 w8 w9", length=4).token_ids
     found = quant_dllm.evaluate(compact[1], model, text, sequences=2, length=32, draws=1)
     assert found.kl > 0
 

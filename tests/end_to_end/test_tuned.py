@@ -44,7 +44,7 @@ def test_it_comes_closer_on_text_that_it_never_saw(folders):
     base = load("tiny")
     windows = held_out(base, None, sequences=16, length=128, seed=0)
     yardstick = Yardstick(windows=windows, base=base, draws=2)
-    before, after = (yardstick.measure(load(out / name)) for name in ("rounded", "tuned"))
+    before, after = (yardstick.measure(load(out / name).unpack()) for name in ("rounded", "tuned"))
     assert after.kl < 0.9 * before.kl
     assert after.nelbo_excess < before.nelbo_excess
 

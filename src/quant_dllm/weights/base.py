@@ -1,9 +1,10 @@
 """What a quantizer returns: a weight that knows its tensors and its own size."""
 
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import Protocol, runtime_checkable  # asks no property for its value
 
 from quant_dllm.registry import Registry
 
