@@ -9,13 +9,14 @@ be stopped at any time. ``write`` makes the page and its pictures of the records
 """
 
 import argparse
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from quant_dllm.evaluation.compare import Comparison, append_record, read_records
 from quant_dllm.record import BASE, ComparisonRecord
 from quant_dllm.report.pareto import draw
-from quant_dllm.report.table import COLUMNS, Row, markdown, rows
+from quant_dllm.report.table import COLUMNS, RATIOS, Row, Spread, markdown, rows
 from quant_dllm.track import silent
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,6 +72,52 @@ SECTIONS = (
                   "greedy", "no-feedback", "exact-feedback", "in-sweep", "in-sweep-no-lambda"),
     ),
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Question:
+    """Two recipes that differ in one choice, measured at the same seeds."""
+
+    text: str
+    yes: str
+    no: str
+
+
+QUESTIONS = (
+    Question("Does ours beat GPTQ?", "quant-dllm-2bit", "gptq-2bit"),
+    Question("Does the published code's form beat GPTQ?", RELEASE, "gptq-2bit"),
+    Question("Does the paper's form beat its code's?", "quant-dllm-2bit-paper", RELEASE),
+    Question("Does GPTAQ's asymmetry help GPTQ?", "gptaq-2bit", "gptq-2bit"),
+    Question("Do SliM-LLM's bits and grid help GPTQ?", "slim-llm-2bit", "gptq-2bit"),
+    Question("Is masked text (MCS) better than clean text?", RELEASE, "ablation-clean-text"),
+    Question("Are the model's own trajectories better than random masks?",
+             "ablation-trajectory", RELEASE),
+    Question("Four masks a window in place of one?", "ablation-mcs-4-copies", RELEASE),
+    Question("The same at the same cost, a quarter of the windows?",
+             "ablation-mcs-4-copies-same-cost", RELEASE),
+    Question("Binary planes in place of a uniform grid?", RELEASE, "ablation-uniform-grid"),
+    Question("Is Λ worth anything, errors fed back past a block only?",
+             RELEASE, "ablation-no-lambda"),
+    Question("Is Λ worth anything, errors fed back inside a block?",
+             "ablation-in-sweep", "ablation-in-sweep-no-lambda"),
+    Question("Planes fitted jointly in place of one after another?", RELEASE, "ablation-greedy"),
+    Question("Errors fed back at all?", RELEASE, "ablation-no-feedback"),
+    Question("The exact solve of a block in place of the diagonal?",
+             "ablation-exact-feedback", RELEASE),
+    Question("Signs chosen inside the sweep?", "ablation-in-sweep", RELEASE),
+    Question("ABMP at 5 % in place of none, blocks of 16?", "ablation-abmp-5", "ablation-abmp-0"),
+    Question("ABMP at 10 % in place of none?", "ablation-abmp-10", "ablation-abmp-0"),
+    Question("ABMP at 15 % in place of none?", "ablation-abmp-15", "ablation-abmp-0"),
+    Question("3σ in place of 2σ?", "ablation-3-sigma", RELEASE),
+    Question("λ of 1.5 in place of 3?", "ablation-lambda-1.5", "ablation-lambda-3"),
+    Question("Blocks of 64 in place of 128?", "ablation-block-64", RELEASE),
+    Question("Blocks of 256 in place of 128?", "ablation-block-256", RELEASE),
+    Question("Packed windows in place of long documents?", "ablation-packed-windows", RELEASE),
+    Question("Twice the calibration text?", "ablation-256-sequences", RELEASE),
+    Question("A quarter of the calibration text?", "ablation-32-sequences", RELEASE),
+)  # fmt: skip
+AT_RATIOS = tuple(f"at {float(ratio):.0%}" for ratio in RATIOS)
+CERTAIN = 4.30  # Student's t of 95 % at three seeds
 MODELS = {
     "tiny": "`tiny`, the bundled model",
     "second": "`stories15M_mdlm`, a shifted Llama denoiser of 15 M parameters",
@@ -129,7 +176,42 @@ def part(name: str, found: list[ComparisonRecord]) -> str:
         columns = (*COLUMNS[:6], "× release", *COLUMNS[6:])
         lines = [with_ratio(row, table.get(RELEASE)) for row in chosen]
         text += [f"### {section.title}\n", section.about + "\n", markdown(columns, lines)]
+    text += [
+        "### Questions\n",
+        "Differences of KL, nats, negative where the answer is yes, mean ± deviation over the "
+        "seeds and mean at each mask ratio. Both recipes saw the same calibration windows and are "
+        "measured on the same masks. Unclear: zero is within the 95 % interval of three seeds.\n",
+        answers(table),
+    ]
     return "\n".join(text)
+
+
+def answers(table: dict[str, Row]) -> str:
+    """Answer the questions by differences of KL, seed by seed; masks and text are shared."""
+    lines = []
+    for question in QUESTIONS:
+        if question.yes in table and question.no in table:
+            lines.append((question.text, *answer(table[question.yes], table[question.no])))
+    columns = ("question", "KL with", "without", "difference", *AT_RATIOS, "answer")
+    return markdown(columns, lines)
+
+
+def answer(yes: Row, no: Row) -> tuple[str, ...]:
+    """Compare two recipes at the seeds that both have."""
+    without = {run.seed: run.evaluation for run in no.runs}
+    pairs = [(r.evaluation, without[r.seed]) for r in yes.runs if r.seed in without]
+    change = Spread.of([a["kl"] - b["kl"] for a, b in pairs])
+    by_ratio = [
+        Spread.of([a["kl_by_mask_ratio"][r] - b["kl_by_mask_ratio"][r] for a, b in pairs]).mean
+        for r in RATIOS
+    ]
+    error = CERTAIN * change.deviation / math.sqrt(len(pairs))
+    verdict = "one seed" if len(pairs) < 3 else "unclear" if abs(change.mean) < error else (
+        "yes" if change.mean < 0 else "no: worse")  # fmt: skip
+    return (
+        f"{yes.kl.mean:.4f}", f"{no.kl.mean:.4f}", change.text(4),
+        *(f"{value:+.3f}" for value in by_ratio), verdict,
+    )  # fmt: skip
 
 
 def with_ratio(row: Row, release: Row | None) -> tuple[str, ...]:
