@@ -1,23 +1,26 @@
 """One block under way: its layers, solved in this process, in others, or in an earlier run."""
 
+import copy
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import chain
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from quant_dllm.distributed import broadcast_facts, broadcast_tensors, rank
+from quant_dllm.distributed import rank
+from quant_dllm.models.load import place, place_buffers
 from quant_dllm.models.network import NetworkBlock
 from quant_dllm.models.stage import Group
 from quant_dllm.pipeline.job import Job
 from quant_dllm.pipeline.journal import Journal
 from quant_dllm.pipeline.owners import Owners
+from quant_dllm.pipeline.solved import Solved, describe, revive, share
 from quant_dllm.record import LayerRecord
 from quant_dllm.statistics.layer import LayerStatistics
-from quant_dllm.weights.base import WEIGHTS, QuantizedWeight
+from quant_dllm.weights.base import QuantizedWeight
 
-Solved = tuple[QuantizedWeight, LayerRecord]
 SCALE = "input_scale"
 
 
@@ -31,6 +34,7 @@ class BlockWork:
         weights: Float32 weights [out, in] of the layers that are not solved yet.
         packed, records: Of those that are.
         scales: What the input channels of layers were multiplied by, where the method wants it.
+        hashed: Tensors in the job's two fingerprints before this block was read.
     """
 
     job: Job
@@ -38,6 +42,7 @@ class BlockWork:
     block: NetworkBlock
     weights: dict[str, Tensor]
     journal: Journal
+    hashed: tuple[int, int]
     packed: dict[str, QuantizedWeight] = field(default_factory=dict)
     records: dict[str, LayerRecord] = field(default_factory=dict)
     scales: dict[str, Tensor] = field(default_factory=dict)
@@ -45,6 +50,33 @@ class BlockWork:
     def __post_init__(self) -> None:
         """Look for layers that an earlier run finished."""
         self._saved = self.journal.layers(self.index)
+
+    @classmethod
+    def read(cls, job: Job, index: int, empty: nn.Module, journal: Journal) -> "BlockWork":
+        """Read a block onto the device.
+
+        Args:
+            job: What is quantized.
+            index: The block's number.
+            empty: The block on the meta device.
+            journal: What an earlier run saved.
+
+        Raises:
+            ModelError: A weight is not finite.
+        """
+        hashed = (len(job.packed), len(job.base))
+        block: NetworkBlock = copy.deepcopy(empty)  # type: ignore[assignment]
+        groups = chain.from_iterable(block.stages)
+        linears = {f"{name}.weight": name for group in groups for name in group.layers}
+        weights = {}
+        for name in dict(block.named_parameters()):
+            tensor = job.read(f"blocks.{index}.{name}").to(job.device)
+            place(block, name, tensor, job.device, job.dtype)
+            if name in linears:  # in float32 the block's own will do: nothing writes into it
+                own = block.get_parameter(name).data
+                weights[linears[name]] = own if own.dtype == torch.float32 else tensor.float()
+        place_buffers(block, job.device)
+        return cls(job, index, block.eval(), weights, journal, hashed)
 
     def holds(self, names: Iterable[str]) -> bool:
         """Tell whether an earlier run finished all of these layers."""
@@ -75,14 +107,47 @@ class BlockWork:
                 packed, record = self._revive(name)
             else:
                 packed, record = share(mine.pop(name, None), owners.layers[name], self.job.device)
-                self._save(name, packed, record)
+                self._save_layer(name, packed, record)
             self.packed[name], self.records[name] = packed, record
             del self.weights[name]
             weight = packed.dequantize().to(self.job.dtype)
             self.block.get_submodule(name).weight.data = weight  # type: ignore[union-attr]
             yield record
 
-    def _save(self, name: str, packed: QuantizedWeight, record: LayerRecord) -> None:
+    def save(self, began: float) -> None:
+        """Save the finished block in the journal.
+
+        Args:
+            began: When work on it began, by `time.monotonic`.
+        """
+        tensors = self._stored()
+        prints = {"packed": self.job.packed, "base": self.job.base}
+        hashes = {
+            key: found.hashes(list(found)[start:])
+            for (key, found), start in zip(prints.items(), self.hashed, strict=True)
+        }
+        layers = [self.records[name].to_dict() for name in self.packed]
+        facts = {"seconds": time.monotonic() - began, "layers": layers} | hashes
+        self.journal.save_block(self.index, tensors, facts)
+
+    def _stored(self) -> dict[str, Tensor]:
+        """Return what the checkpoint stores of the block; packed tensors are fingerprinted.
+
+        What is not packed has the dtype that it has in the model's files.
+        """
+        found = {}
+        for name, weight in self.packed.items():
+            upstream = self.job.source.upstream(f"blocks.{self.index}.{name}")
+            for key, tensor in weight.tensors().items():
+                self.job.packed.add(f"{upstream}.{key}", tensor)
+                found[f"{upstream}.{key}"] = tensor
+        for name, parameter in self.block.named_parameters():
+            if name.removesuffix(".weight") not in self.packed:
+                upstream = self.job.source.family.upstream(f"blocks.{self.index}.{name}")
+                found[upstream] = parameter.data.to(self.job.source.folder.dtype(upstream))
+        return found
+
+    def _save_layer(self, name: str, packed: QuantizedWeight, record: LayerRecord) -> None:
         scale = {SCALE: self.scales[name]} if name in self.scales else {}
         facts = describe(packed, record)
         self.journal.save_layer(self.index, name, packed.tensors() | scale, facts)
@@ -95,23 +160,3 @@ class BlockWork:
     def _tensors(self, name: str) -> dict[str, Tensor]:
         tensors = self.journal.layer(self.index, name, self._saved[name])
         return {key: tensor.to(self.job.device) for key, tensor in tensors.items()}
-
-
-def share(solved: Solved | None, owner: int, device: torch.device) -> Solved:
-    """Return on all processes what one of them solved."""
-    facts = None if solved is None else describe(*solved)
-    tensors = None if solved is None else solved[0].tensors()
-    facts = broadcast_facts(facts, owner)
-    tensors = broadcast_tensors(tensors, owner, device)
-    return solved or revive(tensors, facts)
-
-
-def describe(packed: QuantizedWeight, record: LayerRecord) -> dict[str, Any]:
-    """Say in JSON's types what the tensors of a solved layer do not."""
-    return {"kind": packed.kind, "layout": packed.layout(), "record": record.to_dict()}
-
-
-def revive(tensors: dict[str, Tensor], facts: dict[str, Any]) -> Solved:
-    """Make a solved layer of its tensors and what `describe` said."""
-    kind = WEIGHTS.get(facts["kind"])
-    return kind(**tensors, **facts["layout"]), LayerRecord(**facts["record"])

@@ -7,9 +7,45 @@ or the layer in front already gives, once its output channels are divided by s.
 from jaxtyping import Float
 from torch import Tensor
 
+from quant_dllm.distributed import broadcast_tensors, rank
 from quant_dllm.models.network import NetworkBlock
 from quant_dllm.models.stage import Group
+from quant_dllm.pipeline.block import BlockWork
+from quant_dllm.quantizers.base import ScalesInputs
+from quant_dllm.statistics.layer import LayerStatistics
 from quant_dllm.weights.base import QuantizedWeight
+
+
+def scale_inputs(
+    work: BlockWork, group: Group, stats: LayerStatistics, owner: int
+) -> LayerStatistics:
+    """Move part of the weights' scale into what produces the inputs, if the method wants it.
+
+    Args:
+        work: The block; the group's weights change, and so does their producer.
+        group: Layers that share their input.
+        stats: Of that input.
+        owner: The process that has them.
+
+    Returns:
+        The statistics of the scaled input.
+    """
+    job, block = work.job, work.block
+    if not isinstance(job.quantizer, ScalesInputs) or not can_fold(block, group):
+        return stats
+    s = work.saved_scale(group)
+    if s is None:
+        found = None
+        if rank() == owner:
+            shared = [work.weights[name] for name in group.layers]
+            bits, size = job.precision.bits, job.precision.block_size
+            found = {"s": job.quantizer.input_scale(shared, stats, bits, size)}
+        s = broadcast_tensors(found, owner, job.device)["s"]
+    for name in group.layers:
+        work.weights[name] = work.weights[name] * s
+        work.scales[name] = s
+    fold(block, group, s, work.packed)
+    return stats.scaled(1 / s) if len(stats.moment) else stats
 
 
 def can_fold(block: NetworkBlock, group: Group) -> bool:
