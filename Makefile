@@ -11,7 +11,7 @@ demo: .venv/installed
 	$(BIN)/quant-dllm demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-matrix: $(MATRIX:%=.venv-%/installed)
 	for version in $(MATRIX); do \

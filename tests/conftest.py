@@ -56,15 +56,6 @@ def save_model(folder: Path, config: dict, seed: int = 0, dtype=torch.float32) -
     return folder
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Deal what shares a fixture to one worker: a family's contract, a module of long tests."""
-    for item in items:
-        family = getattr(item, "callspec", None) and item.callspec.params.get("family")
-        if family or item.path.parent.name == "end_to_end":
-            item.add_marker(pytest.mark.xdist_group(family or item.path.stem))
-
-
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory) -> Path:
     """A random LLaDA of two blocks with the bundled tokenizer; nobody may change it."""

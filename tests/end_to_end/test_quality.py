@@ -16,8 +16,8 @@ def tiny():
 @pytest.fixture(scope="module")
 def found(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("quality")
-    windows = held_out(tiny, None, sequences=8, length=256, seed=0)
-    yardstick = Yardstick(windows=windows, base=tiny, draws=4)
+    windows = held_out(tiny, None, sequences=16, length=256, seed=0)
+    yardstick = Yardstick(windows=windows, base=tiny, draws=2)
     results = {"16-bit": yardstick.measure(tiny)}
     for recipe in ("quant-dllm-2bit", "gptq-2bit", "rtn-2bit"):
         settings = {} if recipe == "rtn-2bit" else SHORT
