@@ -32,8 +32,8 @@ from typing import Any
 
 import torch
 
-import kills
 import records
+import runs
 from quant_dllm.models.source import locate, open_model
 
 RESULTS = records.RESULTS / "scale.jsonl"
@@ -175,7 +175,7 @@ def measure(model: str, ranks: int, args: argparse.Namespace, out: Path) -> dict
         "what": "scale", "model": model, "recipe": args.recipe, "ranks": ranks,
         "sequences": args.sequences, "length": args.length, "seconds": manifest["seconds"],
         "solving_s": sum(layer["seconds"] for layer in manifest["layers"]),
-        "peak_resident_bytes": manifest["peak_memory"], "digests": kills.digests(out),
+        "peak_resident_bytes": manifest["peak_memory"], "digests": runs.digests(out),
     } | records.where()  # fmt: skip
 
 

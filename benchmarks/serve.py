@@ -1,4 +1,4 @@
-"""Ask a running server by many clients at once, and throw junk at it: two JSON objects.
+"""Ask a running server by many clients at once, and throw junk at it: two records.
 
 quant-dllm serve tiny-2bit --port 8000 &
 python benchmarks/serve.py http://127.0.0.1:8000 --clients 50
@@ -13,6 +13,10 @@ import time
 
 import httpx2 as httpx
 import openai
+
+import records
+
+RESULTS = records.RESULTS / "serve.jsonl"
 
 
 async def load(url: str, clients: int, tokens: int) -> dict:
@@ -39,7 +43,8 @@ async def load(url: str, clients: int, tokens: int) -> dict:
     good = [t for t in times if not isinstance(t, BaseException)]
     ends = [end for _, end in good]
     return {
-        "clients": clients, "answers": len(good), "failed": clients - len(good), "tokens": tokens,
+        "what": "serve load", "clients": clients, "answers": len(good),
+        "failed": clients - len(good), "tokens": tokens,
         "seconds": round(whole, 2), "median_s": round(statistics.median(ends), 2),
         "slowest_s": round(max(ends), 2), "tokens_a_second": round(len(good) * tokens / whole, 1),
     }  # fmt: skip
@@ -60,7 +65,8 @@ def fuzz(url: str, bodies: int) -> dict:
                                  headers={"content-type": "application/json"})  # fmt: skip
             found[str(answer.status_code)] = found.get(str(answer.status_code), 0) + 1
         alive = client.get(f"{url}/health").json()["status"]
-    return {"bodies": bodies, "statuses": dict(sorted(found.items())), "health": alive}
+    statuses = dict(sorted(found.items()))
+    return {"what": "serve fuzz", "bodies": bodies, "statuses": statuses, "health": alive}
 
 
 def main() -> None:
@@ -70,9 +76,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--bodies", type=int, default=1000)
     asked = parser.parse_args()
-    found = asyncio.run(load(asked.url, asked.clients, asked.tokens))
-    print(json.dumps({"what": "serve load"} | found), flush=True)
-    print(json.dumps({"what": "serve fuzz"} | fuzz(asked.url, asked.bodies)))
+    about = records.where()
+    with RESULTS.open("a") as file:
+        found = asyncio.run(load(asked.url, asked.clients, asked.tokens))
+        print(json.dumps(records.append(file, found | about)), flush=True)
+        print(json.dumps(records.append(file, fuzz(asked.url, asked.bodies) | about)))
 
 
 if __name__ == "__main__":

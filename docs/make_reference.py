@@ -14,7 +14,7 @@ import typer
 import quant_dllm
 from quant_dllm.cli.main import VERBS, app
 from quant_dllm.models.sampling import Sampling
-from quant_dllm.recipe import CALIBRATIONS, PRECISIONS, QUANTIZERS
+from quant_dllm.recipe import PARTS
 
 OUT = Path(__file__).parent / "reference.md"
 
@@ -27,7 +27,7 @@ def reference() -> str:
     parts += [_named(name, getattr(quant_dllm, name)) for name in quant_dllm.__all__]
     parts += ["## Settings of the sampler\n", _named("Sampling", Sampling)]
     parts += ["## Parts of a recipe\n"]
-    for registry in (CALIBRATIONS, PRECISIONS, QUANTIZERS):
+    for registry in PARTS.values():
         parts.append(f"### {registry.kind}\n")
         parts += [_named(name, registry.get(name), "####") for name in registry.targets]
     return "\n".join(parts)

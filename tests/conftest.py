@@ -9,6 +9,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first impo
 
 import pytest
 import torch
+from jaxtyping import config as shapes
 from safetensors.torch import save_file
 
 from quant_dllm.models.backbone import Backbone
@@ -66,6 +67,17 @@ def small_model(tmp_path_factory) -> Path:
 def broken_model(small_model, tmp_path) -> Path:
     """A copy of the small model, to be broken."""
     return Path(shutil.copytree(small_model, tmp_path / "broken"))
+
+
+@pytest.fixture(scope="module")
+def unchecked():
+    """Leave out the check of types at run time, where runs are compared by bytes.
+
+    In models this small it takes most of the time; other tests check what these call.
+    """
+    shapes.update("jaxtyping_disable", True)
+    yield
+    shapes.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

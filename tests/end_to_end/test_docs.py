@@ -2,18 +2,24 @@
 
 Models are replaced by a small random one and texts by a short one; runs look at less text. With
 ``-m slow`` the commands on ``tiny`` run exactly as they are written.
+
+``python -m tests.end_to_end.test_docs`` lists what is run, and what is only parsed.
 """
 
 import gzip
 import io
+import os
 import re
 import shlex
+import subprocess
+import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
+import typer
 
-from quant_dllm.cli.main import VERBS, main
+from quant_dllm.cli.main import VERBS, app, main
 from quant_dllm.models.source import locate
 from tests.conftest import CONFIG, save_model
 
@@ -31,16 +37,18 @@ LESS = {
 }
 UNREACHABLE = ("--suite", "--tasks")  # need tasks of lm-eval from the network: only parsed
 LONG = ("demo", "resume")  # minutes, `make demo` is its test; wants a stopped run, see test_resume
+LAUNCHED = ("torchrun ", "-m quant_dllm.cli.main ")
 EXAMPLES = [f.__doc__.partition("Example: ")[2].strip() for f in VERBS.values()]
 
 
 def commands(text: str) -> list[str]:
     """List the lines of code blocks that begin with our command."""
-    blocks = re.findall(r"```(?:bash|sh|console)?\n(.*?)```", text, re.S)
-    lines = [line for block in blocks for line in block.splitlines()]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.S | re.M)
+    shell = [block for language, block in blocks if language in ("", "bash", "sh", "console")]
+    lines = [line for block in shell for line in block.splitlines()]
     lines += re.findall(r"^    (\S.*)$", text, re.M)
     words = (line.strip().removeprefix("$ ").removeprefix(".venv/bin/") for line in lines)
-    return [line for line in words if line.startswith("quant-dllm ")]
+    return [line for line in words if line.startswith(("quant-dllm ", LAUNCHED[0]))]
 
 
 def page_commands() -> dict[str, list[str]]:
@@ -63,6 +71,8 @@ def at_home(tmp_path, monkeypatch):
     text = gzip.decompress((locate("tiny") / "heldout.txt.gz").read_bytes()).decode()
     for name in ("texts.txt", "held-out.txt"):
         Path(name).write_text(text[:200_000])
+    (recipe,) = re.findall(r"```yaml\n(.*?)```", (HOME / "docs" / "how-to.md").read_text(), re.S)
+    Path("mine.yaml").write_text(recipe)
     monkeypatch.setattr("sys.stdin", io.StringIO("Once upon a time\n"))
     served = []
     monkeypatch.setattr("quant_dllm.cli.listen.listen", lambda *args: served.append(args))
@@ -71,7 +81,10 @@ def at_home(tmp_path, monkeypatch):
 
 def shortened(line: str, model: Path) -> list[str]:
     """Put the small model and less text into a command."""
-    words = [str(model) if w == "tiny" or HUB.match(w) else w for w in shlex.split(line)[1:]]
+    words = [
+        str(model) if w == "tiny" or HUB.match(w) else w
+        for w in shlex.split(line, comments=True)[1:]
+    ]
     if "cuda" in words:
         at = words.index("cuda")
         words[at - 1 : at + 1] = []
@@ -91,13 +104,49 @@ def prepare(verb: str, words: list[str], model: Path) -> None:
             main(["quantize", str(model), "-o", name, "-r", "rtn-2bit"])
 
 
+def only_parsed(words: list[str]) -> bool:
+    """Tell whether a command wants what no test has: hours, or a network."""
+    return words[0] in LONG or any(word in UNREACHABLE for word in words)
+
+
 def run(line: str, model: Path) -> None:
-    words = shortened(line, model)
-    if words[0] in LONG or any(word in UNREACHABLE for word in words):
-        assert words[0] in VERBS and main([words[0], "--help"]) == 0
+    if line.startswith(LAUNCHED[0]):
+        run_by_torch(line, model)
         return
-    prepare(words[0], words[1:], model)
-    assert main(words) == 0, line
+    words = shortened(line, model)
+    if only_parsed(words):
+        assert words[0] in VERBS and parses(words), line
+    elif "--gpus" in words:
+        words[words.index("--gpus") + 1] = "2"
+        in_processes(["-m", "quant_dllm.cli.main", *words])
+    else:
+        prepare(words[0], words[1:], model)
+        assert main(words) == 0, line
+
+
+def parses(words: list[str]) -> bool:
+    """Read the options of a command as the command line does, and do nothing."""
+    command = typer.main.get_command(app).commands[words[0]]  # type: ignore[attr-defined]
+    return bool(command.make_context(words[0], words[1:]).params)
+
+
+def run_by_torch(line: str, model: Path) -> None:
+    """Check torchrun's own options; then let it start one process here."""
+    from torch.distributed.run import get_args_parser
+
+    launcher, _, ours = line.partition(LAUNCHED[1])
+    asked = get_args_parser().parse_args([*shlex.split(launcher)[1:], "-m", "quant_dllm.cli.main"])
+    assert int(asked.nproc_per_node) > 1
+    words = shortened(f"quant-dllm {ours}", model)
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
+    in_processes([*start, "-m", "quant_dllm.cli.main", *words])
+
+
+def in_processes(words: list[str]) -> None:
+    """Run a command that starts others."""
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    ended = subprocess.run([sys.executable, *words], env=one_thread, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
 
 
 @pytest.mark.parametrize("page", page_commands())
@@ -141,7 +190,26 @@ def test_links_and_pictures_are_there():
             assert (folder / target).exists(), f"{page} names {target}"
 
 
+def test_the_list_of_commands_names_them_all(capsys):
+    listed()
+    out = capsys.readouterr().out
+    assert all(line in out for lines in page_commands().values() for line in lines)
+
+
 @pytest.mark.slow
 def test_the_tutorial_runs_as_it_is_written(at_home, capsys):
     for line in commands((HOME / "docs" / "tutorial.md").read_text()):
         assert main(shlex.split(line)[1:]) == 0, line
+
+
+def listed() -> None:
+    """Print every command, and whether it is run or only parsed."""
+    for page, lines in (page_commands() | {"--help": EXAMPLES}).items():
+        print(page)
+        for line in lines:
+            words = shlex.split(line)[1:]
+            print(f"  {'parsed' if only_parsed(words) else 'run   '}  {line}")
+
+
+if __name__ == "__main__":
+    listed()

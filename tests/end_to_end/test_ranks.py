@@ -11,53 +11,76 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import kills
+import moments
+import runs
+from quant_dllm.cli.launch import launched
+from quant_dllm.cli.main import main
+from quant_dllm.errors import PeerLost, RequestError
 from quant_dllm.pipeline.journal import folder_of
 from quant_dllm.pipeline.owners import Owners
 from quant_dllm.statistics.layer import Account
 from quant_dllm.statistics.reduction import Tree
 
 
-def command(model, out, *words, recipe="quant-dllm-2bit"):
-    settings = {k: v for k, v in kills.SETTINGS.items() if not k.startswith("quantizer")}
-    if recipe != "quant-dllm-2bit":
-        del settings["precision.ratio"]
-    else:
-        settings = kills.SETTINGS
-    sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+def words(model, out, *more):
+    sets = [word for key, value in runs.settings().items() for word in ("--set", f"{key}={value}")]
     return [
-        sys.executable, "-m", "quant_dllm.cli.main", "quantize", str(model), "-o", str(out), "-r",
-        recipe, "--calibration", str(model / kills.TEXT), *sets, *words,
+        "quantize", str(model), "-o", str(out), "--calibration", str(model / runs.TEXT), *sets,
+        *more,
     ]  # fmt: skip
-
-
-def environment(**more):
-    return os.environ | {"OMP_NUM_THREADS": "1", "QUANT_DLLM_KERNEL": "reference"} | more
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return kills.make_model(tmp_path_factory.mktemp("ranks") / "model")
+def model(tmp_path_factory, unchecked):
+    return runs.make_model(tmp_path_factory.mktemp("ranks") / "model")
 
 
-@pytest.mark.parametrize("recipe", ["quant-dllm-2bit", "gptaq-2bit", "awq-2bit"])
-def test_four_processes_write_the_bytes_of_one(model, tmp_path, recipe):
-    runs = [
-        subprocess.Popen(command(model, tmp_path / str(n), "--gpus", str(n), recipe=recipe),
-                         env=environment(), stdout=subprocess.PIPE, text=True)
-        for n in ((1, 2, 4) if recipe == "quant-dllm-2bit" else (1, 4))
-    ]  # fmt: skip
-    said = [process.communicate()[0] for process in runs]
-    assert [process.returncode for process in runs] == [0] * len(runs)
-    assert [text.count("written") for text in said] == [1] * len(runs)
-    one, *others = (kills.digests(out) for out in sorted(tmp_path.iterdir()))
-    assert all(other == one for other in others)
+@pytest.mark.parametrize(
+    ("recipe", "count"),
+    [("quant-dllm-2bit", 2), ("quant-dllm-2bit", 4), ("gptaq-2bit", 4), ("awq-2bit", 2)],
+)
+def test_many_processes_write_the_bytes_of_one(model, tmp_path, recipe, count):
+    one, many = tmp_path / "one", tmp_path / "many"
+    runs.run(model, one, recipe=recipe)
+    statuses = runs.forked_ranks(count, lambda: runs.run(model, many, recipe=recipe))
+    assert statuses == [runs.DONE] * count
+    assert runs.digests(many) == runs.digests(one)
+    assert not runs.litter(many)
 
 
-def test_a_dead_process_ends_the_run_with_its_reason_and_the_run_goes_on(model, tmp_path):
+def test_a_dead_process_ends_the_others_and_the_run_goes_on(model, tmp_path):
+    out, one = tmp_path / "out", tmp_path / "one"
+
+    def die(call):
+        if call == 3 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    dying = moments.counting("rounding", die)
+    statuses = runs.forked_ranks(2, lambda: runs.run(model, out, dying))
+    assert statuses == [runs.STOPPED, -signal.SIGKILL]
+    assert not out.exists() and list(folder_of(out).glob("layer-*.json"))
+    runs.run(model, out)
+    runs.run(model, one)
+    assert runs.digests(out) == runs.digests(one)
+
+
+def test_the_launcher_says_how_a_process_ended(tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\n[ "$RANK" = 1 ] && kill -9 $$\nsleep 0.5\nexit 75\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    said = r"process 1 of 2 ended: signal 9 \(SIGKILL\).* quant-dllm resume OUT --gpus 2"
+    with pytest.raises(PeerLost, match=said):
+        launched(2, Path("OUT"))
+
+
+@pytest.mark.slow
+def test_the_command_line_in_many_processes_goes_on_after_one_died(model, tmp_path):
     out = tmp_path / "out"
+    command = [sys.executable, "-m", "quant_dllm.cli.main", *words(model, out, "--gpus", "2")]
+    threads = {"OMP_NUM_THREADS": "1"}  # as here: the bits of a product depend on it
     launcher = subprocess.Popen(
-        command(model, out, "--gpus", "2"), env=environment(), stderr=subprocess.PIPE, text=True
+        command, env=os.environ | threads, stderr=subprocess.PIPE, text=True
     )
     while not list(folder_of(out).glob("layer-*.json")):
         assert launcher.poll() is None
@@ -71,17 +94,18 @@ def test_a_dead_process_ends_the_run_with_its_reason_and_the_run_goes_on(model, 
     assert launcher.returncode == 75
     assert "process 1 of 2 ended: signal 9 (SIGKILL)" in said and "resume" in said
     assert not out.exists()
-    one = subprocess.run(command(model, tmp_path / "one"), env=environment(), capture_output=True)
-    again = subprocess.run(command(model, out), env=environment(), capture_output=True)
-    assert one.returncode == again.returncode == 0
-    assert kills.digests(out) == kills.digests(tmp_path / "one")
+    runs.run(model, out)
+    runs.run(model, tmp_path / "one")
+    assert runs.digests(out) == runs.digests(tmp_path / "one")
 
 
-def test_three_processes_are_refused(model, tmp_path):
-    done = subprocess.run(
-        command(model, tmp_path / "out", "--gpus", "3"), env=environment(), capture_output=True
-    )
-    assert done.returncode == 2 and b"1, 2, 4, 8" in done.stderr
+def test_three_processes_are_refused(model, tmp_path, capsys, monkeypatch):
+    assert main(words(model, tmp_path / "out", "--gpus", "3")) == 2
+    assert "1, 2, 4, 8" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "0")  # as torchrun would
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(RequestError, match="1, 2, 4, 8"):
+        runs.run(model, tmp_path / "out")
 
 
 def accounts(count):

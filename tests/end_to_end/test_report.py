@@ -113,9 +113,15 @@ def test_a_push_lists_what_it_would_upload(capsys, packed):
     assert "USER/REPO" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("recipe", ["quant-dllm-2bit", "gptq-2bit", "awq-3bit"])
-def test_a_plan_is_what_the_run_gives(small_model, tmp_path, recipe):
-    settings = SMALL_RECIPE
+SMALLEST = {"quantizer.scales": 8, "outside": "grouped", "outside.bits": 4}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "more"),
+    [("quant-dllm-2bit", {}), ("gptq-2bit", {}), ("awq-3bit", {}), ("quant-dllm-2bit", SMALLEST)],
+)
+def test_a_plan_is_what_the_run_gives(small_model, tmp_path, recipe, more):
+    settings = SMALL_RECIPE | more
     foreseen = plan(small_model, recipe, settings=settings)
     record = quantize(small_model, tmp_path / "out", recipe, settings=settings)
     found = gather(tmp_path / "out")

@@ -21,7 +21,7 @@ def listen(app: Any, name: str, host: str, port: int) -> None:
     try:
         open_socket = socket.create_server((host, port), family=_family(host), backlog=2048)
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = (getattr(error, "strerror", None) or str(error)).rstrip(".")
         raise RequestError(
             f"{host}:{port} cannot be had: {reason}. Choose another with --port or --host."
         ) from None

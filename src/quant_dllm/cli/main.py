@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     except QuantDLLMError as error:
         return _refuse(verb, str(error))
     except Refusal as error:
-        return _refuse(verb, f"{error.format_message()} See quant-dllm {verb} --help.")
+        return _refuse(verb, f"{error.format_message().rstrip('.')}. See quant-dllm {verb} --help.")
     except (KeyboardInterrupt, typer.Abort):
         print(f"quant-dllm {verb}: stopped; nothing half-written is left.", file=sys.stderr)
         return STOPPED

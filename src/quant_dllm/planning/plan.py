@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from quant_dllm.errors import RequestError
 from quant_dllm.memory import PeakMemory
 from quant_dllm.pipeline.entry import BATCH_TOKENS
 from quant_dllm.pipeline.job import Job
+from quant_dllm.pipeline.stream import HELD_BYTES
 from quant_dllm.planning.sizes import Size, Sizes
-from quant_dllm.planning.timing import Timing, time_one_block
+from quant_dllm.planning.timing import Timing, time_blocks
+from quant_dllm.quantizers.outside import Unchanged
 from quant_dllm.recipe import Recipe
 from quant_dllm.record import Bits
 from quant_dllm.statistics.layer import Needs
@@ -82,7 +85,7 @@ def plan(
         out: Folder to make; its disk is looked at.
         calibration: Text file; the bundled text for ``tiny``.
         device: Where to compute.
-        timed: Whether to quantize the first block and throw it away, to tell the time.
+        timed: Whether to quantize a block of each kind and throw it away, to tell the time.
         seed: Of windows and masks.
         mask_token_id: The mask token, where the model's folder does not say.
         attention_block: See `quantize`.
@@ -92,15 +95,17 @@ def plan(
         QuantDLLMError: What `quantize` would raise before it begins.
     """
     chosen = Recipe.load(recipe).override(settings or {})
+    began = time.monotonic()
     nowhere = out or Path(f".quant-dllm-plan-{os.getpid()}")
     job = Job.prepare(
         model, chosen, nowhere, text=calibration, seed=seed, device=device,
         mask_token_id=mask_token_id, attention_block=attention_block,
     )  # fmt: skip
+    prepared = time.monotonic() - began
     packed, outside = _sizes(job)
     weights = round(packed.file + outside)
     parameters, disk = job.source.parameters(), weights + _beside(job)
-    timing = time_one_block(job) if timed else None
+    timing = time_blocks(job) if timed else None
     free = shutil.disk_usage(_existing(out)).free if out else None
     if free is not None and disk > free:
         raise RequestError(
@@ -126,7 +131,7 @@ def plan(
         memory_bytes=_memory(job, timing),
         memory_there=_machine_memory(),
         calibration_tokens=_tokens(job),
-        seconds=timing.seconds(job.source.config.blocks) if timing else None,
+        seconds=prepared + timing.seconds if timing else None,
     )
     found.warnings.extend(_warnings(found, chosen))
     return found
@@ -134,7 +139,8 @@ def plan(
 
 def _sizes(job: Job) -> tuple[Size, int]:
     """Return what packed layers take together, and bytes of all else in the weight files."""
-    shapes, sizes, total = job.source.empty().state_dict(), Sizes(job), Size()
+    network, sizes, total = job.source.empty(), Sizes(job), Size()
+    shapes, rounded = network.state_dict(), {f"{slot}.weight" for slot in network.outside}
     counts: dict[tuple[int, int], int] = {}
     slots = set(job.source.layers)
     for slot in job.source.layers:
@@ -146,6 +152,10 @@ def _sizes(job: Job) -> tuple[Size, int]:
     for name, tensor in shapes.items():
         if name.removesuffix(".weight") in slots:
             names += 4
+            continue
+        if name in rounded and not isinstance(job.outside, Unchanged):
+            outside += sizes.outside(*map(int, tensor.shape))
+            names += 2
             continue
         upstream = job.source.family.upstream(name)
         outside += tensor.numel() * job.source.folder.dtype(upstream).itemsize
@@ -169,9 +179,11 @@ def _memory(job: Job, timing: Timing | None) -> int:
     """Guess the peak: the process, the stream of states, a block, and what rounding it takes."""
     config, streams = job.source.config, 2 if Needs.DRIFT in job.needs else 1
     states = 4 * _tokens(job) * config.width * streams
-    if timing and timing.memory:
-        return round(timing.memory + states * (1 - 1 / timing.share))
     network = job.source.empty()
+    waiting = 2 * 4 * _tokens(job) * config.mlp_width * bool(network.blocks[0].resumable)
+    if timing and timing.memory:
+        more = min(HELD_BYTES, waiting) - min(HELD_BYTES, waiting / timing.share)
+        return round(timing.memory + states * (1 - 1 / timing.share) + streams * more)
     block = sum(p.numel() for p in network.blocks[0].parameters())
     shapes = network.state_dict()
     widest = max(int(shapes[f"{slot}.weight"].shape[1]) for slot in job.source.layers[:64])
@@ -182,6 +194,7 @@ def _memory(job: Job, timing: Timing | None) -> int:
     scores = 4 * 3 * BATCH_TOKENS * config.heads * length
     written = min(SHARD_BYTES, job.source.folder.weight_bytes)
     held = PeakMemory.now() or 400_000_000
+    states += streams * min(HELD_BYTES, waiting)
     return round(held + states + 4 * 3 * block + moments + solves + passing + scores + written)
 
 

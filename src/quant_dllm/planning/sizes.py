@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from quant_dllm.pipeline.job import Job
+from quant_dllm.quantizers.outside import Unchanged
 from quant_dllm.statistics.layer import NO_STATISTICS, LayerStatistics, Needs
 
 ROWS = (8, 16)
@@ -58,6 +59,14 @@ class Sizes:
         few, many = (self._rows(rows, inputs) for rows in ROWS)
         a_row = (many - few) * (1 / (ROWS[1] - ROWS[0]))
         return few + a_row * (out - ROWS[0])
+
+    def outside(self, out: int, inputs: int) -> int:
+        """Return the bytes of an embedding or head [out, in] that the recipe packs."""
+        dice = torch.Generator().manual_seed(ROWS[0])
+        form = self.job.outside
+        assert not isinstance(form, Unchanged), "what stays as it is has its own size"
+        packed = form.quantize(torch.randn(ROWS[0], inputs, generator=dice))
+        return sum(tensor.nbytes for tensor in packed.tensors().values()) * out // ROWS[0]
 
     def _rows(self, rows: int, inputs: int) -> Size:
         block = self.job.precision.block_size
