@@ -31,6 +31,7 @@ from quant_dllm.checkpoint.writer import CheckpointWriter, refuse_existing
 from quant_dllm.distributed import from_first, rank
 from quant_dllm.errors import CheckpointError, QuantDLLMError, RequestError
 from quant_dllm.pipeline.identity import difference
+from quant_dllm.pipeline.leave import leave
 
 IDENTITY, PUBLISHING = "identity.json", "publishing"
 
@@ -174,7 +175,7 @@ class Journal:
         """Lock the output; read what is saved, or begin."""
         with ExitStack() as stack, self.explained():
             stack.enter_context(locked(self.out))
-            _remove_published(self.out)
+            _finish_published(self.out)
             refuse_existing(self.out)
             for left in self.out.absolute().parent.glob(f".{escape(self.out.name)}.partial-*"):
                 shutil.rmtree(left, ignore_errors=True)
@@ -252,7 +253,7 @@ def saved_request(out: Path) -> dict[str, Any]:
     Raises:
         RequestError: There is none.
     """
-    forget_published(out)
+    finish_published(out)
     path = folder_of(out) / IDENTITY
     if (out / MANIFEST).is_file():
         raise RequestError(f"{out} is finished. There is nothing to go on with.")
@@ -263,14 +264,17 @@ def saved_request(out: Path) -> dict[str, Any]:
     return durable.read_facts(path)["request"]
 
 
-def forget_published(out: Path) -> None:
-    """Remove what a run left that was killed right after its checkpoint got its name."""
+def finish_published(out: Path) -> None:
+    """Finish a run that was killed right after its checkpoint got its name."""
     if (out / MANIFEST).is_file() and (lock_of(out).exists() or folder_of(out).exists()):
         with suppress(CheckpointError), locked(out):
-            _remove_published(out)
+            _finish_published(out)
 
 
-def _remove_published(out: Path) -> None:
+def _finish_published(out: Path) -> None:
+    """Write page and card; remove what was saved."""
     folder = folder_of(out)
     if (folder / PUBLISHING).is_file() and (out / MANIFEST).is_file():
+        with suppress(QuantDLLMError):  # a checkpoint that was damaged since has none
+            leave(out, scratch=folder)
         shutil.rmtree(folder, ignore_errors=True)

@@ -22,7 +22,7 @@ from quant_dllm.pipeline.events import EVENTS, noted
 from quant_dllm.pipeline.fold import scale_inputs
 from quant_dllm.pipeline.identity import identity
 from quant_dllm.pipeline.job import Job
-from quant_dllm.pipeline.journal import Journal, forget_published
+from quant_dllm.pipeline.journal import Journal, finish_published
 from quant_dllm.pipeline.leave import leave
 from quant_dllm.pipeline.outside import Outside, pack_outside
 from quant_dllm.pipeline.owners import Owners
@@ -91,7 +91,7 @@ def quantize(
     out, chosen = Path(out), Recipe.load(recipe).override(settings or {})
     text = None if calibration is None else Path(calibration)
     began = time.monotonic()
-    forget_published(out)
+    finish_published(out)
     job = Job.prepare(
         model, chosen, out, text=text, seed=seed, device=device, mask_token_id=mask_token_id,
         attention_block=attention_block,
@@ -112,8 +112,8 @@ def quantize(
             record = publish(job, journal, rounded, layers, outside, began, peak)
         if job.tuning:
             record = tune(job, journal, stop, rounded, out, record, track)
-    if rank() == 0:
-        leave(out)
+        if rank() == 0:
+            leave(out, scratch=journal.folder)
     return record
 
 
