@@ -10,6 +10,7 @@ from torch import Tensor
 from quant_dllm.distributed import broadcast_facts, broadcast_tensors, rank
 from quant_dllm.models.network import NetworkBlock
 from quant_dllm.models.stage import Group
+from quant_dllm.pipeline.allocation import Allocation
 from quant_dllm.pipeline.job import Job
 from quant_dllm.pipeline.journal import Journal
 from quant_dllm.pipeline.owners import Owners
@@ -30,6 +31,7 @@ class BlockWork:
         block: Its modules; a solved layer's weight is what its codes stand for.
         weights: Float32 weights [out, in] of the layers that are not solved yet.
         packed, records: Of those that are.
+        allocation: Bits of blocks of channels, where they were allocated before.
         scales: What the input channels of layers were multiplied by, where the method wants it.
     """
 
@@ -38,6 +40,7 @@ class BlockWork:
     block: NetworkBlock
     weights: dict[str, Tensor]
     journal: Journal
+    allocation: Allocation = field(default_factory=dict)
     packed: dict[str, QuantizedWeight] = field(default_factory=dict)
     records: dict[str, LayerRecord] = field(default_factory=dict)
     scales: dict[str, Tensor] = field(default_factory=dict)

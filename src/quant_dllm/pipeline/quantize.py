@@ -30,6 +30,7 @@ from quant_dllm.memory import PeakMemory
 from quant_dllm.models.load import place, place_buffers
 from quant_dllm.models.network import NetworkBlock
 from quant_dllm.models.stage import STAGE_ORDERS, Group
+from quant_dllm.pipeline.allocation import allocate
 from quant_dllm.pipeline.block import BlockWork, Solved
 from quant_dllm.pipeline.capture import Capture
 from quant_dllm.pipeline.entry import open_streams, save_states
@@ -43,6 +44,7 @@ from quant_dllm.pipeline.outside import Outside, pack_outside, write_outside
 from quant_dllm.pipeline.owners import Owners
 from quant_dllm.pipeline.signals import Stop
 from quant_dllm.pipeline.tuned import tune
+from quant_dllm.precision.uniform import Uniform
 from quant_dllm.quantizers.base import ScalesInputs
 from quant_dllm.recipe import DEFAULT, Recipe
 from quant_dllm.record import Bits, LayerRecord, RunRecord
@@ -210,12 +212,13 @@ def quantize_blocks(
         yield from (LayerRecord(**record) for record in facts["layers"])
     if len(journal.blocks) == len(network.blocks):
         return
+    allocation = allocate(job, journal, stop, memory)
     stream, full = open_streams(job, network, journal, outside, memory)
     for index in range(len(journal.blocks), len(network.blocks)):
         began, before = time.monotonic(), (len(job.packed), len(job.base))
         block, weights = _read_block(job, index, network.blocks[index])
         capture = Capture(block, stream, full, job.needs, job.calibration.damping)
-        work = BlockWork(job, index, block, weights, journal)
+        work = BlockWork(job, index, block, weights, journal, allocation)
         for stage in STAGE_ORDERS[job.calibration.order]:
             for some in capture.parts(stage):
                 yield from _quantize_groups(work, capture, stage, some, stop)
@@ -260,10 +263,13 @@ def _quantize_groups(
 def _solve(work: BlockWork, name: str, stats: LayerStatistics) -> Solved:
     """Quantize one layer."""
     began = time.monotonic()
-    packed = _quantize_layer(work.job, work.weights[name], stats)
+    slot, weight = f"blocks.{work.index}.{name}", work.weights[name]
+    orders, increase = work.allocation.get(slot, (None, None))
+    packed = _quantize_layer(work.job, weight, stats, orders)
     seconds = time.monotonic() - began
-    upstream = work.job.source.upstream(f"blocks.{work.index}.{name}")
-    return packed, _layer_record(upstream, work.weights[name], packed, stats, seconds)
+    upstream = work.job.source.upstream(slot)
+    record = _layer_record(upstream, weight, packed, stats, seconds, increase)
+    return packed, record
 
 
 def _obey(stop: Stop, work: BlockWork) -> None:
@@ -275,9 +281,15 @@ def _obey(stop: Stop, work: BlockWork) -> None:
         )
 
 
-def _quantize_layer(job: Job, weight: Tensor, stats: LayerStatistics) -> QuantizedWeight:
-    """Give each block of channels its bits, and round."""
-    bits = job.precision.allocate(weight, stats)
+def _quantize_layer(
+    job: Job, weight: Tensor, stats: LayerStatistics, orders: list[int] | None
+) -> QuantizedWeight:
+    """Give each block of channels its bits, if they were not allocated before, and round."""
+    if isinstance(job.precision, Uniform):
+        bits = job.precision.allocate(weight, stats)
+    else:
+        assert orders, "its budget was spent before"
+        bits = torch.tensor(orders)
     return job.quantizer.quantize(weight, stats, bits, job.precision.block_size)
 
 
@@ -293,7 +305,7 @@ def _scale_inputs(
         found = None
         if rank() == owner:
             shared = [work.weights[name] for name in group.layers]
-            bits, size = job.precision.bits, job.precision.block_size
+            bits, size = int(job.precision.bits), job.precision.block_size
             found = {"s": job.quantizer.input_scale(shared, stats, bits, size)}
         s = broadcast_tensors(found, owner, job.device)["s"]
     for name in group.layers:
@@ -339,8 +351,9 @@ def _block_tensors(
 
 
 def _layer_record(
-    name: str, weight: Tensor, packed: QuantizedWeight, stats: LayerStatistics, seconds: float
-) -> LayerRecord:
+    name: str, weight: Tensor, packed: QuantizedWeight, stats: LayerStatistics, seconds: float,
+    increase: float | None,
+) -> LayerRecord:  # fmt: skip
     """Note what became of a layer, and log it."""
     orders = getattr(packed, "orders", getattr(packed, "bits", None))
     record = LayerRecord(
@@ -355,6 +368,7 @@ def _layer_record(
         seconds=round(seconds, 3),
         chosen=stats.chosen,
         layout={"kind": packed.kind} | packed.layout(),
+        increase=increase,
     )
     logger.debug("%s", record.line())
     return record
