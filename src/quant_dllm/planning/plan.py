@@ -144,12 +144,12 @@ def sizes(job: Job) -> tuple[Size, int]:
         counts[out, inputs] = counts.get((out, inputs), 0) + 1
     for (out, inputs), count in counts.items():
         total += counted.layer(out, inputs) * count
-    outside, names = 0.0, 0
+    outside, names, a_layer = 0.0, 0, counted.names
     packed = job.source.empty().outside if isinstance(job.outside, Grouped) else ()
     for name, tensor in shapes.items():
         slot = name.removesuffix(".weight")
         if slot in slots:
-            names += 4
+            names += a_layer
         elif slot in packed:
             outside += counted.outside(*map(int, tensor.shape))
             names += 2

@@ -7,7 +7,6 @@ What BiLLM would store depends on the weights themselves: for it this is a guess
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 
@@ -17,6 +16,7 @@ from quant_dllm.precision.sensitivity import MOST, SensitivityBasedBitAllocation
 from quant_dllm.precision.uniform import Uniform
 from quant_dllm.quantizers.outside import Grouped
 from quant_dllm.statistics.layer import NO_STATISTICS, LayerStatistics, Needs
+from quant_dllm.weights.base import QuantizedWeight
 
 ROWS = (8, 16)
 FEW_BLOCKS = 3
@@ -92,7 +92,19 @@ class Sizes:
         one = self._packed(rows, FEW_BLOCKS * block + rest, order) - few
         return few + one * (whole - FEW_BLOCKS + 1)
 
+    @property
+    def names(self) -> int:
+        """Count the tensors that are stored of a layer."""
+        low = None if self.order is None else int(self.order)
+        return len(self._weight(ROWS[0], self.job.precision.block_size, low).names)
+
     def _pack(self, rows: int, inputs: int, order: int | None) -> Size:
+        packed = self._weight(rows, inputs, order)
+        file = sum(tensor.nbytes for tensor in packed.tensors().values())
+        count = rows * inputs
+        return Size(count, count * packed.code_bits, count * packed.stored_bits, file)
+
+    def _weight(self, rows: int, inputs: int, order: int | None) -> QuantizedWeight:
         dice = torch.Generator().manual_seed(rows)
         weight = torch.randn(rows, inputs, generator=dice)
         stats = _statistics(self.job, inputs, dice)
@@ -102,10 +114,7 @@ class Sizes:
         else:
             assert order, "its average was looked up"
             bits = torch.full((-(-inputs // policy.block_size),), order)
-        packed: Any = self.job.quantizer.quantize(weight, stats, bits, policy.block_size)
-        file = sum(tensor.nbytes for tensor in packed.tensors().values())
-        count = rows * inputs
-        return Size(count, count * packed.code_bits, count * packed.stored_bits, file)
+        return self.job.quantizer.quantize(weight, stats, bits, policy.block_size)
 
 
 def _statistics(job: Job, inputs: int, dice: torch.Generator) -> LayerStatistics:
