@@ -59,7 +59,7 @@ def expected_increase(
         RequestError: The inputs are not finite.
     """
     U = inverse_factor(moment, damping)
-    noise = ((U @ fisher) * U).sum(dim=1) / U.diagonal().square()
+    noise = ((U @ fisher) * U).sum(dim=1).clamp_min(0) / U.diagonal().square()  # F is positive
     columns = 0.5 * weight.float().square().sum(dim=0) * noise
     padded = F.pad(columns.double().cpu(), (0, -len(columns) % block_size))
     return padded.view(-1, block_size).sum(dim=1, keepdim=True) * torch.tensor(NOISE).double()
