@@ -3,6 +3,7 @@
 Everything lies in a hidden folder beside the output:
 
     identity.json       what the run is made of, and how it was asked for
+    allocation.json     bits of all blocks of channels, where one budget is spent over all layers
     block-00003.*       a finished block: tensors as the checkpoint will have them, and its records
     layer-00004-….*     a finished layer of the block under way
     states-00004-….*    the hidden states in front of that block
@@ -33,7 +34,7 @@ from quant_dllm.errors import CheckpointError, QuantDLLMError, RequestError
 from quant_dllm.pipeline.identity import difference
 from quant_dllm.pipeline.leave import leave
 
-IDENTITY, PUBLISHING = "identity.json", "publishing"
+IDENTITY, ALLOCATION, PUBLISHING = "identity.json", "allocation.json", "publishing"
 
 
 @dataclass
@@ -107,6 +108,21 @@ class Journal:
             if rank() == 0:
                 facts = facts | {"name": name}
                 durable.save(self._layer(index, name), tensors, facts, flush=False)
+
+    def save_allocation(self, facts: dict[str, Any]) -> None:
+        """Save how many bits each block of channels of each layer gets."""
+        with self.explained():
+            if rank() == 0:
+                durable.write_facts(self.folder / ALLOCATION, facts)
+
+    def allocation(self) -> dict[str, Any] | None:
+        """Return what `save_allocation` saved, if it did.
+
+        Raises:
+            CheckpointError: It was changed since.
+        """
+        path = self.folder / ALLOCATION
+        return from_first(lambda: durable.read_facts(path) if path.is_file() else None)
 
     def save_states(self, index: int, digests: dict[str, str], views: int | None) -> None:
         """Note the states in front of a block; all are on disk.
@@ -224,7 +240,8 @@ class Journal:
         blamed = isinstance(error, QuantDLLMError) and isinstance(error, ValueError)
         if blamed and not isinstance(error, CheckpointError):
             return False
-        return bool(self.blocks) or any(self.folder.glob("layer-*.json"))
+        allocated = (self.folder / ALLOCATION).is_file()
+        return allocated or bool(self.blocks) or any(self.folder.glob("layer-*.json"))
 
     def explained(self) -> AbstractContextManager[None]:
         """Turn what the system refuses while something is saved into one line."""

@@ -82,6 +82,14 @@ class Spool:
         self.generation = generation
         return dict(self.digests)
 
+    def clear(self) -> None:
+        """Give memory and files back."""
+        self.pool.used -= sum(states.nbytes for states in self._kept.values())
+        self._kept.clear()
+        for name in self.digests:
+            (self.folder / name).unlink()
+        self.digests = {}
+
     def _path(self, batch: int, generation: int) -> Path:
         name = f"{GENERATION.format(generation)}{self.name}-{batch:05d}.safetensors"
         return self.folder / name

@@ -118,11 +118,18 @@ class Account:
         if keep:
             self.kept.append(x.flatten(0, -2))
         x = x.flatten(0, -2).float()
-        self._product("moment", x, x)
+        self.add_product("moment", x, x)
         self._sum("magnitude", x.abs().sum(0))
         if full is not None:
-            self._product("drift", full.flatten(0, -2).float() - x, x)
+            self.add_product("drift", full.flatten(0, -2).float() - x, x)
         self.tokens += len(x)
+
+    def add_product(self, name: str, a: Tensor, b: Tensor) -> None:
+        """Add ``Σ a bᵀ`` without a second matrix beside the sum."""
+        if name in self.sums:
+            self.sums[name].addmm_(a.T, b)
+        else:
+            self.sums[name] = a.T @ b
 
     def thin(self, shards: int) -> None:
         """Keep some of the samples, evenly spaced: this account's share of `KEPT_SAMPLES`."""
@@ -144,13 +151,6 @@ class Account:
             self.sums["moment"], self.sums["magnitude"], self.tokens, damping,
             self.sums.get("drift"), torch.cat(self.kept) if self.kept else None,
         )  # fmt: skip
-
-    def _product(self, name: str, a: Tensor, b: Tensor) -> None:
-        """Add ``Σ a bᵀ`` without a second matrix beside the sum."""
-        if name in self.sums:
-            self.sums[name].addmm_(a.T, b)
-        else:
-            self.sums[name] = a.T @ b
 
     def _sum(self, name: str, term: Tensor) -> None:
         self.sums[name] = self.sums[name].add_(term) if name in self.sums else term
