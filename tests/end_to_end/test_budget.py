@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import kills
+import moments
+import runs
 from quant_dllm.cli.main import main
 from quant_dllm.errors import RecipeError
 from quant_dllm.models.bundled import bundled_text
@@ -30,7 +31,7 @@ from tests.conftest import SMALL_RECIPE
 SPENT = SMALL_RECIPE | {
     "precision": "sensitivity", "quantizer.rounds": 2, "quantizer.refinements": 0,
 }  # fmt: skip
-BUDGET = {k: v for k, v in kills.SETTINGS.items() if k != "precision.ratio"} | {
+BUDGET = {k: v for k, v in runs.settings().items() if k != "precision.ratio"} | {
     "precision": "sensitivity", "precision.bits": 2.25,
 }  # fmt: skip
 
@@ -151,22 +152,22 @@ def test_the_whole_file_is_as_small_as_was_asked(small_model, text, tmp_path, ca
 
 
 def test_it_goes_on_after_a_kill_and_on_two_processes_to_the_same_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(kills, "SETTINGS", BUDGET)
-    model = kills.make_model(tmp_path / "model")
-    kills.run(model, tmp_path / "unbroken")
-    wanted = kills.digests(tmp_path / "unbroken")
+    monkeypatch.setattr(runs, "settings", lambda recipe="": BUDGET)
+    model = runs.make_model(tmp_path / "model")
+    runs.run(model, tmp_path / "unbroken")
+    wanted = runs.digests(tmp_path / "unbroken")
     for phase, number in [("embedding", 7), ("rounding", 5)]:  # while it measures; behind it
         out = tmp_path / phase
-        assert kills.kill_in(phase, number, model, out) == -signal.SIGKILL
-        result = kills.go_on(model, out, wanted)
+        assert moments.kill_in(phase, number, model, out) == -signal.SIGKILL
+        result = runs.go_on(model, out, wanted)
         assert result["equal"], result
     sets = [f"--set={k}={v}" for k, v in BUDGET.items()]
     words = ["quantize", str(model), "-o", str(tmp_path / "two"), "--gpus", "2", *sets]
     command = [sys.executable, "-m", "quant_dllm.cli.main", *words]
-    text = ["--calibration", str(model / kills.TEXT)]
+    text = ["--calibration", str(model / runs.TEXT)]
     done = subprocess.run([*command, *text], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert kills.digests(tmp_path / "two") == wanted
+    assert runs.digests(tmp_path / "two") == wanted
 
 
 def test_text_without_masks_is_refused(small_model, text, tmp_path):
