@@ -190,7 +190,10 @@ def main() -> int:
     if args.record:
         made = {r["phase"] for r in found}
         kept = [r for r in records.read(RESULTS) if r["phase"] not in made]
-        RESULTS.write_text("".join(json.dumps(record) + "\n" for record in kept + found))
+        all_of_them = sorted(
+            kept + found, key=lambda r: [*PHASES, CLOCK, HOSTILE].index(r["phase"])
+        )
+        RESULTS.write_text("".join(json.dumps(record) + "\n" for record in all_of_them))
     print(short(found))
     failed = sum(record["equal"] is False for record in found)
     print(f"\n{len(found)} moments, {failed} failed")
