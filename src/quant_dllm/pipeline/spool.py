@@ -6,6 +6,7 @@ pool has room. Batches are read in one order again and again, so the pool keeps 
 throwing out the least recently used would throw out each batch just before it is read.
 """
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,6 +66,11 @@ class Spool:
         if self.pool.take(states.nbytes):
             self._kept[batch] = states
         return states.to(self.device)
+
+    @property
+    def room(self) -> int:
+        """Tell how many bytes of the pool are left for what is made of the states."""
+        return self.pool.limit - self.pool.used if self.device.type == "cpu" else sys.maxsize
 
     def put(self, batch: int, states: Tensor, generation: int) -> None:
         """Replace a batch by what it became; the file of the generation before stays."""

@@ -73,9 +73,13 @@ class LayerStatistics:
         assert account.tokens, "a layer that saw nothing has no statistics"
         return account.close(damping)
 
-    @cached_property
+    @property
     def hessian(self) -> Float[Tensor, "in in"]:
-        """Return H: the mean of ``x xᵀ`` over the tokens, not damped."""
+        """Return H: the mean of ``x xᵀ`` over the tokens, not damped.
+
+        It is made anew each time: beside the moment it would take half a gigabyte all along where
+        a layer has 12288 inputs.
+        """
         return self.moment / max(self.tokens, 1)
 
     @cached_property
@@ -160,8 +164,9 @@ def output_error(
     weight: Float[Tensor, "out in"], rounded: Float[Tensor, "out in"], stats: LayerStatistics
 ) -> float:
     """Return ``‖(W − Ŵ) X‖² / ‖W X‖²``: the share of a layer's output energy that is wrong."""
+    hessian = stats.hessian
 
     def energy(w: Tensor) -> float:
-        return ((w @ stats.hessian) * w).sum(dtype=torch.float64).item()
+        return ((w @ hessian) * w).sum(dtype=torch.float64).item()
 
     return energy(weight - rounded) / max(energy(weight), 1e-30)
