@@ -1,7 +1,7 @@
 """Kill a quantization at every kind of moment, go on with it, and compare the bytes.
 
     python benchmarks/kills.py --record            # in every phase, at 24 random times, all broken
-    python benchmarks/kills.py --clock 0 --phase "final save"
+    python benchmarks/kills.py --only phases --phase "final save"
     python benchmarks/kills.py --write             # the tables, of what is recorded
 
 After every kill nothing may lie under the output's name but the whole checkpoint; a second run then
@@ -34,6 +34,7 @@ RESULTS, LONG = records.RESULTS / "kills.jsonl", records.RESULTS / "kills.md"
 PAGE = records.ROOT / "docs" / "scaling.md"
 BEGIN, END = "<!-- kills: made by benchmarks/kills.py --write -->", "<!-- end of kills -->"
 CLOCK, HOSTILE = "a random time", "hostile"
+AGAIN = 4  # kills after which a whole run is timed again: on a busy machine no two take the same
 Record = dict[str, Any]
 
 
@@ -61,8 +62,10 @@ def by_clock(model: Path, folder: Path, args: argparse.Namespace) -> Iterator[Re
         folder / "out",
         0,
     )
+    took = 0.0
     while hits < args.clock:
-        took = duration(model, out)
+        if hits % AGAIN == 0:
+            took = duration(model, out)
         after = dice.uniform(0, took)
         if kill_after(after, model, out) != DONE:
             hits += 1
@@ -71,8 +74,16 @@ def by_clock(model: Path, folder: Path, args: argparse.Namespace) -> Iterator[Re
         remove(out)
 
 
+def broken(model: Path, folder: Path, args: argparse.Namespace) -> Iterator[Record]:
+    """Break all that can be broken."""
+    return ({"phase": HOSTILE} | record for record in hostile(model, folder))
+
+
+KINDS = {"phases": in_phases, "clock": by_clock, "hostile": broken}
+
+
 def duration(model: Path, out: Path) -> float:
-    """Time a run that nobody kills; on a busy machine no two take the same."""
+    """Time a run that nobody kills."""
     began = time.monotonic()
     assert wait(forked(lambda: run(model, out))) == DONE
     remove(out)
@@ -151,10 +162,12 @@ def main() -> int:
     parser.add_argument("--per-phase", type=int, default=2, help="kills in each phase")
     parser.add_argument("--phase", action="append", choices=PHASES, help="only these")
     parser.add_argument("--clock", type=int, default=24, help="kills at random times")
-    parser.add_argument("--hostile", action="store_true", help="no kills, all that is broken")
+    parser.add_argument("--only", choices=KINDS, help="one kind of moments; all if not given")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of moments")
     parser.add_argument("--folder", type=Path, help="where to work; a temporary one if not given")
-    parser.add_argument("--record", action="store_true", help=f"write {RESULTS.name} anew")
+    parser.add_argument(
+        "--record", action="store_true", help=f"into {RESULTS.name}, over older ones"
+    )
     parser.add_argument("--write", action="store_true", help="write the tables, run nothing")
     args = parser.parse_args()
     if args.write:
@@ -169,16 +182,18 @@ def main() -> int:
         model = make_model(folder / "model")
         warm_up(model)
         run(model, folder / "unbroken")
-        kinds = [] if args.hostile else [in_phases, by_clock]
+        kinds = [KINDS[args.only]] if args.only else KINDS.values()
         work = chain.from_iterable(kind(model, folder, args) for kind in kinds)
-        if args.hostile or not args.phase:
-            broken = ({"phase": HOSTILE} | record for record in hostile(model, folder))
-            work = chain(work, broken)
         for record in work:
             found.append({"what": "kill"} | record | records.where())
             print(json.dumps(record), file=sys.stderr, flush=True)
     if args.record:
-        RESULTS.write_text("".join(json.dumps(record) + "\n" for record in found))
+        made = {r["phase"] for r in found}
+        kept = [r for r in records.read(RESULTS) if r["phase"] not in made]
+        all_of_them = sorted(
+            kept + found, key=lambda r: [*PHASES, CLOCK, HOSTILE].index(r["phase"])
+        )
+        RESULTS.write_text("".join(json.dumps(record) + "\n" for record in all_of_them))
     print(short(found))
     failed = sum(record["equal"] is False for record in found)
     print(f"\n{len(found)} moments, {failed} failed")

@@ -38,6 +38,7 @@ PHASES: dict[str, tuple[Any, str]] = {
     "final shard": (CheckpointWriter, "_flush"),
     "final save": (CheckpointWriter, "publish"),
     "final name": (Path, "rename"),
+    "writing the page": (pipeline, "leave"),
     "removing what was saved": (shutil, "rmtree"),
 }
 

@@ -139,8 +139,8 @@ def saved(out: Path) -> str:
 
 
 def same(out: Path, wanted: dict[str, str]) -> bool:
-    """Tell whether a folder holds the files of the unbroken run, byte for byte."""
-    return digests(out) == wanted
+    """Tell whether a folder holds the files of the unbroken run, byte for byte, and the others."""
+    return digests(out) == wanted and all((out / name).is_file() for name in TIMED)
 
 
 def digests(out: Path) -> dict[str, str]:
@@ -160,7 +160,7 @@ def litter(out: Path) -> list[str]:
 def go_on(model: Path, out: Path, wanted: dict[str, str]) -> dict[str, Any]:
     """Go on after a kill and say how it went."""
     found = saved(out)
-    if out.exists() and not same(out, wanted):
+    if out.exists() and digests(out) != wanted:
         return {"found": found, "resumed": "-", "equal": False, "litter": litter(out)}
     began = time.monotonic()
     status = wait(forked(lambda: run(model, out)))
@@ -178,7 +178,8 @@ def refusal(work: Callable[[], Any], folder: Path) -> tuple[int, str]:
     """Run something that must be refused; return the status and the reason."""
     said = folder / "said"
     said.write_text("")
-    return wait(forked(work, said)), said.read_text().replace(f"{folder}/", "")
+    status = wait(forked(work, said))
+    return status, said.read_text().replace(f"{folder}/", "").replace(socket.gethostname(), "HOST")
 
 
 def remove(out: Path) -> None:

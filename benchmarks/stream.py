@@ -112,13 +112,15 @@ def measure(layers: int, folder: Path, args: argparse.Namespace) -> dict[str, An
 
 def table(found: list[dict[str, Any]]) -> str:
     """Format records as Markdown."""
-    rows = ["| width | blocks | recipe | checkpoint, GB | tokens | peak resident, GB | seconds |",
-            "|--:|--:|---|--:|--:|--:|--:|"]  # fmt: skip
+    rows = ["| width | blocks | recipe | checkpoint, GB | tokens | `--max-memory` | "
+            "peak resident, GB | seconds |",
+            "|--:|--:|---|--:|--:|--:|--:|--:|"]  # fmt: skip
     for r in found:
         gb = (r["checkpoint_bytes"] / 1e9, r["peak_resident_bytes"] / 1e9)
         tokens = f"{r['sequences']} × {r['length']}"
         rows.append(
-            f"| {r['layers']} | {gb[0]:.2f} | {tokens} | {gb[1]:.2f} | {r['seconds']:.0f} |"
+            f"| {WIDTH // r['shrink']} | {r['layers']} | {r['recipe']} | {gb[0]:.2f} | {tokens} | "
+            f"{r['max_memory']} | {gb[1]:.2f} | {r['seconds']:.0f} |"
         )
     return "\n".join(rows)
 

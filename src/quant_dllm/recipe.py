@@ -25,6 +25,7 @@ PRECISIONS = Registry(
     "precision policy",
     {
         "abmp": "quant_dllm.precision.abmp:AdaptiveBlockwiseMixedPrecision",
+        "sensitivity": "quant_dllm.precision.sensitivity:SensitivityBasedBitAllocation",
         "slim": "quant_dllm.precision.slim:SalienceDeterminedBitAllocation",
         "uniform": "quant_dllm.precision.uniform:Uniform",
     },

@@ -20,6 +20,8 @@ class LayerRecord:
         layout: What a loader must know of the stored weight.
         chosen: Tokens that chose the expert, where they were so few that it was calibrated on all
             tokens instead; else ``None``.
+        increase: KL to the 16-bit model, nats, that its rounding was expected to add when bits were
+            allocated; ``None`` where no budget was spent over all layers.
     """
 
     name: str
@@ -33,6 +35,7 @@ class LayerRecord:
     seconds: float
     layout: dict[str, Any]
     chosen: int | None = None
+    increase: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON's types."""

@@ -14,10 +14,14 @@ from quant_dllm.models.experts import Router
 from quant_dllm.models.family import ModelFamily
 from quant_dllm.models.load import load
 from quant_dllm.models.source import FAMILIES, open_model
+from quant_dllm.pipeline.job import Job
+from quant_dllm.pipeline.sensitivity import SensitivityPass
 from quant_dllm.pipeline.teacher import Teacher
 from quant_dllm.pipeline.tune import EndToEndTuning
+from quant_dllm.recipe import Recipe
 from quant_dllm.tuning.end_to_end import EndToEnd
 from quant_dllm.tuning.objective import TopLogits
+from tests.contract.conftest import SMALL
 from tests.families import EXAMPLES, LENGTH, edit
 
 
@@ -205,3 +209,17 @@ def test_a_config_that_lacks_a_number_is_refused(family, example, tmp_path):
     edit(folder, **{key: None})
     with pytest.raises(quant_dllm.errors.ModelError, match=f"lacks '{key}'"):
         open_model(folder)
+
+
+def test_every_layers_sensitivity_is_measured(example, text, tmp_path):
+    settings = SMALL | {"precision": "sensitivity", "calibration.sequences": 4}
+    job = Job.prepare(
+        example.folder, Recipe.load("quant-dllm-2bit").override(settings), tmp_path / "out",
+        text=text, seed=0, device="cpu", mask_token_id=None,
+        attention_block=example.attention_block,
+    )  # fmt: skip
+    found = SensitivityPass(job, 10**6, tmp_path, 1 << 20).run(lambda: None)
+    assert found.keys() == set(job.source.layers)  # an expert that no token chose has one too
+    for slot, table in ((slot, torch.tensor(rows)) for slot, rows in found.items()):
+        assert (table >= 0).all() and (table.diff(dim=1) <= 0).all()
+        assert (table > 0).all() or ".experts." in slot  # of tokens whose output nobody reads

@@ -39,6 +39,7 @@ def ready(tmp_path_factory, unchecked):
         ("saving states", 1),
         ("saving a block", 1),
         ("final save", 0),
+        ("writing the page", 0),
         ("removing what was saved", 2),
     ],
 )

@@ -5,6 +5,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import kernel_tables
+import kills
 import records
 
 
@@ -43,3 +44,23 @@ def test_tables_stand_between_their_marks(found, tmp_path):
 def test_a_spread_has_units():
     found = records.spread([1e-3, 2e-3, 3e-3, 4e-3, 5e-3])
     assert found == {"median_us": 3000.0, "iqr_us": 2000.0, "min_us": 1000.0, "runs": 5}
+
+
+def test_kills_of_a_phase_are_one_row_and_failures_show():
+    def kill(phase, found, equal=True, **more):
+        return {
+            "phase": phase,
+            "moment": "m",
+            "found": found,
+            "resumed": "exit 0",
+            "equal": equal,
+        } | more
+
+    text = kills.short([
+        kill("rounding", "1 blocks, 2 layers"), kill("rounding", "nothing"),
+        kill("renaming", "2 blocks, 0 layers", equal=False),
+        kill("hostile", "nothing", refused="OUT: the disk is full. Free space."),
+    ])  # fmt: skip
+    assert "| rounding | 2 | nothing … 1 blocks, 2 layers | exit 0 | yes |" in text
+    assert "| renaming | 1 | 2 blocks, 0 layers | exit 0 | **0 of 1** |" in text
+    assert "| m | nothing | OUT: the disk is full; then exit 0 | yes |" in text

@@ -53,8 +53,14 @@ def inspect(model: Model, as_json: AsJson = False) -> None:
         }
     )
     layers = (*facts["layers"], *facts.get("outside", ()))
-    print_table("", ("layer", "kind", "shape", "codes", "stored", "orders", "error"),
-                [_row(layer) for layer in layers])  # fmt: skip
+    columns, rows = (
+        ("layer", "kind", "shape", "codes", "stored", "orders", "error"),
+        map(_row, layers),
+    )
+    if any(layer.get("increase") is not None for layer in layers):
+        columns += ("expected KL",)
+        rows = ((*row, _increase(layer)) for row, layer in zip(rows, layers, strict=True))
+    print_table("", columns, rows)
 
 
 def _packed(layers: list[dict]) -> str:
@@ -89,6 +95,12 @@ def _row(layer: dict) -> tuple[str, ...]:
         orders or "-",
         "-" if layer["error"] is None else f"{layer['error']:.1e}",
     )
+
+
+def _increase(layer: dict) -> str:
+    """Say what rounding was expected to cost, nats, where a budget was spent by that."""
+    increase = layer.get("increase")
+    return "-" if increase is None else f"{increase:.1e}"
 
 
 def _kind(layer: dict) -> str:

@@ -33,6 +33,14 @@ MaxMemory = Annotated[
         help="Hidden states a process keeps in memory, 4GB if not given; others wait on disk.",
     ),
 ]  # fmt: skip
+Bits = Annotated[
+    float | None,
+    typer.Option("--bits", help="Average bits of the codes: 2, 2.25 …, the last over all layers."),
+]
+FileBits = Annotated[
+    float | None,
+    typer.Option("--file-bits", help="Bits a weight of the whole file, scales and embedding too."),
+]
 Gpus = Annotated[
     int, typer.Option("--gpus", min=1, help="Processes to start, one a device: 1, 2, 4, 8 …")
 ]

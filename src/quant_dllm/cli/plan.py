@@ -5,7 +5,16 @@ from typing import Annotated
 
 import typer
 
-from quant_dllm.cli.options import AsJson, AttentionBlock, Device, MaskTokenId, Model, Seed
+from quant_dllm.cli.options import (
+    AsJson,
+    AttentionBlock,
+    Bits,
+    Device,
+    FileBits,
+    MaskTokenId,
+    Model,
+    Seed,
+)
 from quant_dllm.recipe import DEFAULT
 
 
@@ -14,7 +23,8 @@ def plan(
     recipe: Annotated[
         str, typer.Option("-r", "--recipe", help="Name of a preset, or a YAML file.")
     ] = DEFAULT,
-    bits: Annotated[int | None, typer.Option(help="The same as --set precision.bits=…")] = None,
+    bits: Bits = None,
+    file_bits: FileBits = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="PATH=VALUE", help="Change a field: precision.ratio=0.1"),
@@ -36,15 +46,14 @@ def plan(
 
     Example: quant-dllm plan tiny --bits 2 --time
     """
-    from quant_dllm.cli.quantize import parse_settings
+    from quant_dllm.cli.quantize import budgeted
     from quant_dllm.cli.show import print_facts, print_json, size
     from quant_dllm.planning.plan import plan as run
 
-    settings = parse_settings(set_ or []) | ({} if bits is None else {"precision.bits": bits})
-    found = run(
-        model, recipe, settings=settings, out=out, calibration=calibration, device=device,
-        timed=time, seed=seed, mask_token_id=mask_token_id, attention_block=attention_block,
-    )  # fmt: skip
+    asked = {"seed": seed, "device": device, "mask_token_id": mask_token_id,
+             "attention_block": attention_block, "calibration": calibration}  # fmt: skip
+    chosen = budgeted(model, recipe, set_, bits, file_bits, asked)
+    found = run(model, chosen, out=out, timed=time, **asked)
     if as_json:
         print_json(found.to_dict())
         return

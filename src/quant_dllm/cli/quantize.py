@@ -1,14 +1,16 @@
 """``quant-dllm quantize``."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from quant_dllm.cli.options import (
     AsJson,
     AttentionBlock,
+    Bits,
     Device,
+    FileBits,
     Gpus,
     MaskTokenId,
     MaxMemory,
@@ -19,6 +21,7 @@ from quant_dllm.errors import RecipeError
 from quant_dllm.recipe import DEFAULT
 
 if TYPE_CHECKING:
+    from quant_dllm.recipe import Recipe
     from quant_dllm.record import RunRecord
 
 
@@ -32,6 +35,8 @@ def quantize(
         list[str] | None,
         typer.Option("--set", metavar="PATH=VALUE", help="Change a field: precision.ratio=0.1"),
     ] = None,
+    bits: Bits = None,
+    file_bits: FileBits = None,
     calibration: Annotated[
         Path | None,
         typer.Option(help="UTF-8 text, plain or .gz; the bundled stories for tiny."),
@@ -53,14 +58,14 @@ def quantize(
     from quant_dllm.pipeline.quantize import quantize as run
 
     memory = parse_size(max_memory)
-    settings = parse_settings(set_ or [])
+    asked = {"seed": seed, "device": device, "mask_token_id": mask_token_id,
+             "attention_block": attention_block, "calibration": calibration}  # fmt: skip
+    chosen = budgeted(model, recipe, set_, bits, file_bits, asked)
     if launched(gpus, out):
         return
     record = run(
-        model, out, recipe, settings=settings, calibration=calibration,
-        seed=seed, device=device, mask_token_id=mask_token_id, attention_block=attention_block,
-        max_memory=memory, track=watching(model, attention_block),
-    )  # fmt: skip
+        model, out, chosen, max_memory=memory, track=watching(model, attention_block), **asked
+    )
     show(record, out, as_json)
 
 
@@ -83,6 +88,34 @@ def resume(
     if not launched(gpus, out):
         track = watching(request["model"], request["attention_block"])
         show(run(out, max_memory=memory, track=track), out, as_json)
+
+
+def budgeted(
+    model: str, recipe: str, set_: list[str] | None, bits: float | None,
+    file_bits: float | None, asked: dict[str, Any],
+) -> "Recipe":  # fmt: skip
+    """Return the recipe with what the command line changes in it.
+
+    Raises:
+        RequestError: Two budgets, or one that cannot be reached.
+        RecipeError: Settings or a budget that the recipe cannot take.
+    """
+    from quant_dllm.errors import RequestError
+    from quant_dllm.recipe import Recipe
+
+    chosen = Recipe.load(recipe).override(parse_settings(set_ or []))
+    if bits is None and file_bits is None:
+        return chosen
+    if bits is not None and file_bits is not None:
+        raise RequestError(
+            f"--bits {bits:g} and --file-bits {file_bits:g} are two budgets. Give one of them."
+        )
+    from quant_dllm.planning.budget import with_bits, with_file_bits
+
+    if bits is not None:
+        return with_bits(chosen, bits)
+    assert file_bits is not None
+    return with_file_bits(chosen, file_bits, model, **asked)
 
 
 def show(record: "RunRecord", out: Path, as_json: bool) -> None:

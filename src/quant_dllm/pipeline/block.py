@@ -13,6 +13,7 @@ from quant_dllm.distributed import rank
 from quant_dllm.models.load import place, place_buffers
 from quant_dllm.models.network import NetworkBlock
 from quant_dllm.models.stage import Group
+from quant_dllm.pipeline.allocation import Allocation
 from quant_dllm.pipeline.job import Job
 from quant_dllm.pipeline.journal import Journal
 from quant_dllm.pipeline.owners import Owners
@@ -33,6 +34,7 @@ class BlockWork:
         block: Its modules; a solved layer's weight is what its codes stand for.
         weights: Float32 weights [out, in] of the layers that are not solved yet.
         packed, records: Of those that are.
+        allocation: Bits of blocks of channels, where they were allocated before.
         scales: What the input channels of layers were multiplied by, where the method wants it.
         hashed: Tensors in the job's two fingerprints before this block was read.
     """
@@ -43,6 +45,7 @@ class BlockWork:
     weights: dict[str, Tensor]
     journal: Journal
     hashed: tuple[int, int]
+    allocation: Allocation = field(default_factory=dict)
     packed: dict[str, QuantizedWeight] = field(default_factory=dict)
     records: dict[str, LayerRecord] = field(default_factory=dict)
     scales: dict[str, Tensor] = field(default_factory=dict)
@@ -52,7 +55,9 @@ class BlockWork:
         self._saved = self.journal.layers(self.index)
 
     @classmethod
-    def read(cls, job: Job, index: int, empty: nn.Module, journal: Journal) -> "BlockWork":
+    def read(
+        cls, job: Job, index: int, empty: nn.Module, journal: Journal, allocation: Allocation
+    ) -> "BlockWork":
         """Read a block onto the device.
 
         Args:
@@ -60,6 +65,7 @@ class BlockWork:
             index: The block's number.
             empty: The block on the meta device.
             journal: What an earlier run saved.
+            allocation: Bits of blocks of channels, where they were allocated before.
 
         Raises:
             ModelError: A weight is not finite.
@@ -76,7 +82,7 @@ class BlockWork:
                 own = block.get_parameter(name).data
                 weights[linears[name]] = own if own.dtype == torch.float32 else tensor.float()
         place_buffers(block, job.device)
-        return cls(job, index, block.eval(), weights, journal, hashed)
+        return cls(job, index, block.eval(), weights, journal, hashed, allocation)
 
     def holds(self, names: Iterable[str]) -> bool:
         """Tell whether an earlier run finished all of these layers."""

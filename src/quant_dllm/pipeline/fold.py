@@ -38,7 +38,7 @@ def scale_inputs(
         found = None
         if rank() == owner:
             shared = [work.weights[name] for name in group.layers]
-            bits, size = job.precision.bits, job.precision.block_size
+            bits, size = int(job.precision.bits), job.precision.block_size
             found = {"s": job.quantizer.input_scale(shared, stats, bits, size)}
         s = broadcast_tensors(found, owner, job.device)["s"]
     for name in group.layers:

@@ -20,8 +20,9 @@ from quant_dllm.models.mask_token import resolve_mask_token
 from quant_dllm.models.model import load_tokenizer
 from quant_dllm.models.source import Source, open_model
 from quant_dllm.pipeline.writing import Writing
+from quant_dllm.precision.sensitivity import SensitivityBasedBitAllocation
 from quant_dllm.precision.uniform import Uniform
-from quant_dllm.quantizers.base import Quantizer
+from quant_dllm.quantizers.base import Quantizer, StoresPlanes
 from quant_dllm.quantizers.outside import Grouped, Unchanged
 from quant_dllm.recipe import Recipe
 from quant_dllm.statistics.layer import Needs
@@ -65,7 +66,7 @@ class Job:
     source: Source
     recipe: Recipe
     calibration: Calibration
-    precision: Uniform
+    precision: Uniform | SensitivityBasedBitAllocation
     quantizer: Quantizer
     outside: Grouped | Unchanged
     windows: Int[Tensor, "n length"] | None
@@ -97,6 +98,8 @@ class Job:
         """
         refuse_existing(out)
         calibration, precision, quantizer = recipe.build()
+        if isinstance(precision, SensitivityBasedBitAllocation):
+            _check_allocation(recipe, quantizer)
         outside, tuning = recipe.outside.build("outside"), recipe.tuning.build("tuning")
         source = open_model(model, attention_block)
         if source.folder.quantization:
@@ -189,6 +192,16 @@ class Job:
         )
         windows = self.windows.repeat_interleave(len(views) // len(self.windows), dim=0)
         return views, torch.where(views == self.mask_token_id, windows, views)
+
+
+def _check_allocation(recipe: Recipe, quantizer: Quantizer) -> None:
+    """Refuse to spend bits by sensitivity on what is not rounded to planes."""
+    if not isinstance(quantizer, StoresPlanes):
+        raise RecipeError(
+            f"precision is sensitivity, which spends its budget on binary planes; "
+            f"{recipe.quantizer.name} stores none. Set precision=uniform, or name --recipe "
+            "quant-dllm-2bit."
+        )
 
 
 def _check_tuning(recipe: Recipe, calibration: Calibration, quantizer: Quantizer) -> None:

@@ -3,6 +3,7 @@
 Everything lies in a hidden folder beside the output:
 
     identity.json       what the run is made of, and how it was asked for
+    allocation.json     bits of all blocks of channels, where one budget is spent over all layers
     block-00003.*       a finished block: tensors as the checkpoint will have them, and its records
     layer-00004-….*     a finished layer of the block under way
     states-00004-….*    the hidden states in front of that block
@@ -31,8 +32,9 @@ from quant_dllm.checkpoint.writer import CheckpointWriter, refuse_existing
 from quant_dllm.distributed import from_first, rank
 from quant_dllm.errors import CheckpointError, QuantDLLMError, RequestError
 from quant_dllm.pipeline.identity import difference
+from quant_dllm.pipeline.leave import leave
 
-IDENTITY, PUBLISHING = "identity.json", "publishing"
+IDENTITY, ALLOCATION, PUBLISHING = "identity.json", "allocation.json", "publishing"
 
 
 @dataclass
@@ -107,6 +109,21 @@ class Journal:
                 facts = facts | {"name": name}
                 durable.save(self._layer(index, name), tensors, facts, flush=False)
 
+    def save_allocation(self, facts: dict[str, Any]) -> None:
+        """Save how many bits each block of channels of each layer gets."""
+        with self.explained():
+            if rank() == 0:
+                durable.write_facts(self.folder / ALLOCATION, facts)
+
+    def allocation(self) -> dict[str, Any] | None:
+        """Return what `save_allocation` saved, if it did.
+
+        Raises:
+            CheckpointError: It was changed since.
+        """
+        path = self.folder / ALLOCATION
+        return from_first(lambda: durable.read_facts(path) if path.is_file() else None)
+
     def save_states(self, index: int, digests: dict[str, str], views: int | None) -> None:
         """Note the states in front of a block; all are on disk.
 
@@ -174,7 +191,7 @@ class Journal:
         """Lock the output; read what is saved, or begin."""
         with ExitStack() as stack, self.explained():
             stack.enter_context(locked(self.out))
-            _remove_published(self.out)
+            _finish_published(self.out)
             refuse_existing(self.out)
             for left in self.out.absolute().parent.glob(f".{escape(self.out.name)}.partial-*"):
                 shutil.rmtree(left, ignore_errors=True)
@@ -223,7 +240,8 @@ class Journal:
         blamed = isinstance(error, QuantDLLMError) and isinstance(error, ValueError)
         if blamed and not isinstance(error, CheckpointError):
             return False
-        return bool(self.blocks) or any(self.folder.glob("layer-*.json"))
+        allocated = (self.folder / ALLOCATION).is_file()
+        return allocated or bool(self.blocks) or any(self.folder.glob("layer-*.json"))
 
     def explained(self) -> AbstractContextManager[None]:
         """Turn what the system refuses while something is saved into one line."""
@@ -252,7 +270,7 @@ def saved_request(out: Path) -> dict[str, Any]:
     Raises:
         RequestError: There is none.
     """
-    forget_published(out)
+    finish_published(out)
     path = folder_of(out) / IDENTITY
     if (out / MANIFEST).is_file():
         raise RequestError(f"{out} is finished. There is nothing to go on with.")
@@ -263,14 +281,17 @@ def saved_request(out: Path) -> dict[str, Any]:
     return durable.read_facts(path)["request"]
 
 
-def forget_published(out: Path) -> None:
-    """Remove what a run left that was killed right after its checkpoint got its name."""
+def finish_published(out: Path) -> None:
+    """Finish a run that was killed right after its checkpoint got its name."""
     if (out / MANIFEST).is_file() and (lock_of(out).exists() or folder_of(out).exists()):
         with suppress(CheckpointError), locked(out):
-            _remove_published(out)
+            _finish_published(out)
 
 
-def _remove_published(out: Path) -> None:
+def _finish_published(out: Path) -> None:
+    """Write page and card; remove what was saved."""
     folder = folder_of(out)
     if (folder / PUBLISHING).is_file() and (out / MANIFEST).is_file():
+        with suppress(QuantDLLMError):  # a checkpoint that was damaged since has none
+            leave(out, scratch=folder)
         shutil.rmtree(folder, ignore_errors=True)

@@ -18,8 +18,12 @@ PAGE, CARD = "report.html", "README.md"
 COMPARED = "compared.jsonl"
 
 
-def leave(out: Path) -> None:
+def leave(out: Path, scratch: Path | None = None) -> None:
     """Write page and card of a checkpoint anew, from what lies in its folder.
+
+    Args:
+        out: The folder.
+        scratch: Where a page lies until it is whole, on the same disk; ``out`` if not given.
 
     Raises:
         RequestError: The folder is no packed checkpoint of ours.
@@ -27,8 +31,8 @@ def leave(out: Path) -> None:
     """
     found = gather(out)
     try:
-        write(out / PAGE, page(found))
-        write(out / CARD, card(found))
+        write(out / PAGE, page(found), scratch)
+        write(out / CARD, card(found), scratch)
     except OSError as error:  # the checkpoint is whole: a page can be made at any time
         logger.warning(
             "%s or %s of %s could not be written: %s. Free space and run: quant-dllm report %s",
@@ -64,9 +68,9 @@ def gather(out: Path) -> Findings:
     )
 
 
-def write(path: Path, text: str) -> None:
+def write(path: Path, text: str, scratch: Path | None = None) -> None:
     """Write a file so that it is either the old one or the new one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = (scratch or path.parent) / f".{path.name}.{os.getpid()}"
     beside.write_text(text, encoding="utf-8")
     beside.replace(path)
 

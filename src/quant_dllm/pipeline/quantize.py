@@ -15,6 +15,7 @@ from quant_dllm.distributed import any_rank, processes, rank
 from quant_dllm.errors import Interrupted
 from quant_dllm.memory import PeakMemory
 from quant_dllm.models.stage import STAGE_ORDERS
+from quant_dllm.pipeline.allocation import allocate
 from quant_dllm.pipeline.block import BlockWork
 from quant_dllm.pipeline.capture import Capture
 from quant_dllm.pipeline.entry import open_streams, save_states
@@ -22,7 +23,7 @@ from quant_dllm.pipeline.events import EVENTS, noted
 from quant_dllm.pipeline.fold import scale_inputs
 from quant_dllm.pipeline.identity import identity
 from quant_dllm.pipeline.job import Job
-from quant_dllm.pipeline.journal import Journal, forget_published
+from quant_dllm.pipeline.journal import Journal, finish_published
 from quant_dllm.pipeline.leave import leave
 from quant_dllm.pipeline.outside import Outside, pack_outside
 from quant_dllm.pipeline.owners import Owners
@@ -30,6 +31,7 @@ from quant_dllm.pipeline.publish import publish, published
 from quant_dllm.pipeline.signals import Stop
 from quant_dllm.pipeline.solved import Solved, layer_record
 from quant_dllm.pipeline.tuned import tune
+from quant_dllm.precision.uniform import Uniform
 from quant_dllm.recipe import DEFAULT, Recipe
 from quant_dllm.record import LayerRecord, RunRecord
 from quant_dllm.statistics.layer import NO_STATISTICS, LayerStatistics
@@ -91,7 +93,7 @@ def quantize(
     out, chosen = Path(out), Recipe.load(recipe).override(settings or {})
     text = None if calibration is None else Path(calibration)
     began = time.monotonic()
-    forget_published(out)
+    finish_published(out)
     job = Job.prepare(
         model, chosen, out, text=text, seed=seed, device=device, mask_token_id=mask_token_id,
         attention_block=attention_block,
@@ -112,8 +114,8 @@ def quantize(
             record = publish(job, journal, rounded, layers, outside, began, peak)
         if job.tuning:
             record = tune(job, journal, stop, rounded, out, record, track)
-    if rank() == 0:
-        leave(out)
+        if rank() == 0:
+            leave(out, scratch=journal.folder)
     return record
 
 
@@ -133,10 +135,11 @@ def quantize_blocks(
         yield from (LayerRecord(**record) for record in facts["layers"])
     if len(journal.blocks) == len(network.blocks):
         return
+    allocation = allocate(job, journal, stop, memory)
     stream, full = open_streams(job, network, journal, outside, memory)
     for index in range(len(journal.blocks), len(network.blocks)):
         began = time.monotonic()
-        work = BlockWork.read(job, index, network.blocks[index], journal)
+        work = BlockWork.read(job, index, network.blocks[index], journal, allocation)
         capture = Capture(work.block, stream, full, job.needs, job.calibration.damping)
         for stage in STAGE_ORDERS[job.calibration.order]:
             for some in capture.parts(stage):
@@ -173,12 +176,17 @@ def _quantize_groups(
 def _solve(work: BlockWork, name: str, stats: LayerStatistics) -> Solved:
     """Quantize one layer: give each block of channels its bits, and round."""
     began = time.monotonic()
-    job, weight = work.job, work.weights[name]
-    bits = job.precision.allocate(weight, stats)
+    job, weight, slot = work.job, work.weights[name], f"blocks.{work.index}.{name}"
+    orders, increase = work.allocation.get(slot, (None, None))
+    if isinstance(job.precision, Uniform):
+        bits = job.precision.allocate(weight, stats)
+    else:
+        assert orders, "its budget was spent before"
+        bits = torch.tensor(orders)
     packed = job.quantizer.quantize(weight, stats, bits, job.precision.block_size)
     seconds = time.monotonic() - began
-    upstream = job.source.upstream(f"blocks.{work.index}.{name}")
-    return packed, layer_record(upstream, weight, packed, stats, seconds)
+    record = layer_record(job.source.upstream(slot), weight, packed, stats, seconds, increase)
+    return packed, record
 
 
 def _obey(stop: Stop, work: BlockWork) -> None:

@@ -24,6 +24,7 @@ def layer_record(
     packed: QuantizedWeight,
     stats: LayerStatistics,
     seconds: float,
+    increase: float | None = None,
 ) -> LayerRecord:
     """Note what became of a layer, and log it."""
     orders = getattr(packed, "orders", getattr(packed, "bits", None))
@@ -39,6 +40,7 @@ def layer_record(
         seconds=round(seconds, 3),
         chosen=stats.chosen,
         layout={"kind": packed.kind} | packed.layout(),
+        increase=increase,
     )
     logger.debug("%s", record.line())
     return record

@@ -6,6 +6,7 @@ pool has room. Batches are read in one order again and again, so the pool keeps 
 throwing out the least recently used would throw out each batch just before it is read.
 """
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,6 +67,11 @@ class Spool:
             self._kept[batch] = states
         return states.to(self.device)
 
+    @property
+    def room(self) -> int:
+        """Tell how many bytes of the pool are left for what is made of the states."""
+        return self.pool.limit - self.pool.used if self.device.type == "cpu" else sys.maxsize
+
     def put(self, batch: int, states: Tensor, generation: int) -> None:
         """Replace a batch by what it became; the file of the generation before stays."""
         states = states.detach().cpu().contiguous()
@@ -81,6 +87,14 @@ class Spool:
         self.digests = {n: d for n, d in self.digests.items() if n.startswith(start)}
         self.generation = generation
         return dict(self.digests)
+
+    def clear(self) -> None:
+        """Give memory and files back."""
+        self.pool.used -= sum(states.nbytes for states in self._kept.values())
+        self._kept.clear()
+        for name in self.digests:
+            (self.folder / name).unlink()
+        self.digests = {}
 
     def _path(self, batch: int, generation: int) -> Path:
         name = f"{GENERATION.format(generation)}{self.name}-{batch:05d}.safetensors"

@@ -57,8 +57,9 @@ class Runs:
     """The batches of one stream on their way through one block.
 
     A stage's layers are replaced while all batches wait in front of them, so that nothing is run
-    twice; batches whose states do not fit into `HELD_BYTES` start anew for each stage, and so do
-    those that were asked for a stage that lies behind them, or were told to `forget`.
+    twice; batches whose states do not fit into `HELD_BYTES`, or into what the pool has left, start
+    anew for each stage, and so do those that were asked for a stage that lies behind them, or were
+    told to `forget`.
     """
 
     def __init__(self, block: NetworkBlock, stream: Stream):
@@ -74,7 +75,8 @@ class Runs:
         if run is None or run.stage >= stage:
             run = Run(self.block, x, sight)
         received = run.receive(stage)
-        if run.nbytes + sum(other.nbytes for other in self.held.values()) <= HELD_BYTES:
+        room = min(HELD_BYTES, self.stream.states.room)
+        if run.nbytes + sum(other.nbytes for other in self.held.values()) <= room:
             self.held[batch] = run
         return received
 

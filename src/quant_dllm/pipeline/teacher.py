@@ -1,13 +1,11 @@
 """The 16-bit model as a teacher: one block in memory at a time, its likeliest tokens kept."""
 
-import copy
-
 import torch
 from jaxtyping import Bool, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from quant_dllm.models.load import place, place_buffers
 from quant_dllm.models.source import Source
+from quant_dllm.pipeline.original import read_block, read_outside
 from quant_dllm.tuning.objective import TopLogits
 
 
@@ -37,30 +35,17 @@ class Teacher:
             hidden: What is hidden in them.
             texts: What they hide.
         """
-        network = self.source.empty()
-        for name in self.source.outside_blocks():
-            self._place(network, name, name)
-        place_buffers(network, self.device)
+        network = read_outside(self.source, self.device, self.dtype)
         looks = [
             network.look(canvas.to(self.device), text.to(self.device))
             for canvas, text in zip(canvases, texts, strict=True)
         ]
         states = [network.embed(ids) for ids, _ in looks]
         for index, empty in enumerate(network.blocks):
-            block = self._block(index, empty)
+            block = read_block(self.source, index, empty, self.device, self.dtype)
             for i, x in enumerate(states):
                 states[i] = block(x, looks[i][1])
         return [
             TopLogits.of(network.project(x[self.source.rows(where)]), self.top)
             for x, where in zip(states, hidden, strict=True)
         ]
-
-    def _block(self, index: int, empty: nn.Module) -> nn.Module:
-        block = copy.deepcopy(empty).eval()
-        for name in block.state_dict():
-            self._place(block, name, f"blocks.{index}.{name}")
-        place_buffers(block, self.device)
-        return block
-
-    def _place(self, module: nn.Module, name: str, full: str) -> None:
-        place(module, name, self.source.tensor(full), self.device, self.dtype)

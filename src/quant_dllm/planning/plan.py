@@ -14,12 +14,13 @@ from quant_dllm.pipeline.job import Job
 from quant_dllm.pipeline.stream import HELD_BYTES
 from quant_dllm.planning.sizes import Size, Sizes
 from quant_dllm.planning.timing import Timing, time_blocks
-from quant_dllm.quantizers.outside import Unchanged
+from quant_dllm.quantizers.outside import Grouped
 from quant_dllm.recipe import Recipe
 from quant_dllm.record import Bits
 from quant_dllm.statistics.layer import Needs
 
 BESIDE_BYTES = 1200  # what manifest, configuration and events say of a layer
+HEADER_BYTES = 120  # what a header says of a tensor
 SHARD_BYTES = 4 << 30  # packed tensors that wait for their shard
 
 
@@ -102,7 +103,7 @@ def plan(
         mask_token_id=mask_token_id, attention_block=attention_block,
     )  # fmt: skip
     prepared = time.monotonic() - began
-    packed, outside = _sizes(job)
+    packed, outside = sizes(job)
     weights = round(packed.file + outside)
     parameters, disk = job.source.parameters(), weights + _beside(job)
     timing = time_blocks(job) if timed else None
@@ -137,30 +138,30 @@ def plan(
     return found
 
 
-def _sizes(job: Job) -> tuple[Size, int]:
+def sizes(job: Job) -> tuple[Size, int]:
     """Return what packed layers take together, and bytes of all else in the weight files."""
-    network, sizes, total = job.source.empty(), Sizes(job), Size()
-    shapes, rounded = network.state_dict(), {f"{slot}.weight" for slot in network.outside}
+    shapes, counted, total = job.source.empty().state_dict(), Sizes(job), Size()
     counts: dict[tuple[int, int], int] = {}
     slots = set(job.source.layers)
     for slot in job.source.layers:
         out, inputs = map(int, shapes[f"{slot}.weight"].shape)
         counts[out, inputs] = counts.get((out, inputs), 0) + 1
     for (out, inputs), count in counts.items():
-        total += sizes.layer(out, inputs) * count
-    outside = names = 0
+        total += counted.layer(out, inputs) * count
+    outside, names, a_layer = 0.0, 0, counted.names
+    packed = job.source.empty().outside if isinstance(job.outside, Grouped) else ()
     for name, tensor in shapes.items():
-        if name.removesuffix(".weight") in slots:
-            names += 4
-            continue
-        if name in rounded and not isinstance(job.outside, Unchanged):
-            outside += sizes.outside(*map(int, tensor.shape))
+        slot = name.removesuffix(".weight")
+        if slot in slots:
+            names += a_layer
+        elif slot in packed:
+            outside += counted.outside(*map(int, tensor.shape))
             names += 2
-            continue
-        upstream = job.source.family.upstream(name)
-        outside += tensor.numel() * job.source.folder.dtype(upstream).itemsize
-        names += 1
-    return total, outside + 120 * names  # what a header says of a tensor
+        else:
+            upstream = job.source.family.upstream(name)
+            outside += tensor.numel() * job.source.folder.dtype(upstream).itemsize
+            names += 1
+    return total, round(outside) + HEADER_BYTES * names
 
 
 def _beside(job: Job) -> int:

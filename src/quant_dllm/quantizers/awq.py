@@ -62,12 +62,12 @@ class AWQ:
         """Return s; α = 0 leaves the channels as they are."""
         mean = stats.magnitude / stats.tokens
         mean = mean.clamp_min((QUIETEST * mean.amax()).clamp_min(1e-10))
-        best, least = torch.ones_like(mean), torch.inf
+        best, least, H = torch.ones_like(mean), torch.inf, stats.hessian
         for step in range(self.steps):
             s = mean.pow(step / self.steps)
             s = s / (s.amax() * s.amin()).sqrt()
             errors = (w - nearest(w * s, bits, block_size) / s for w in weights)
-            loss = sum(((e @ stats.hessian) * e).sum(dtype=torch.float64).item() for e in errors)
+            loss = sum(((e @ H) * e).sum(dtype=torch.float64).item() for e in errors)
             if loss < least:
                 best, least = s, loss
         return best

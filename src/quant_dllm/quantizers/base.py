@@ -31,6 +31,15 @@ class Quantizer(Protocol):
 
 
 @runtime_checkable
+class StoresPlanes(Protocol):
+    """A quantizer that spends bits on scaled binary planes, each at the same price."""
+
+    def plane_bits(self, out: int, width: int) -> int:
+        """Return what one plane of a block [out, width] takes in a file, with its scales, bits."""
+        ...
+
+
+@runtime_checkable
 class ScalesInputs(Protocol):
     """A quantizer that wants the input channels of a stage scaled before it rounds.
 

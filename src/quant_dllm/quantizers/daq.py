@@ -22,6 +22,7 @@ from quant_dllm.statistics.importance import Saliency, divisor, emphasis_mask, i
 from quant_dllm.statistics.layer import LayerStatistics, Needs
 from quant_dllm.weights.binary import BinaryWeight, Planes
 from quant_dllm.weights.compact import FEWEST, MOST, CompactWeight
+from quant_dllm.weights.packing import packed_width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +102,14 @@ class DataAwareAnyOrderQuantizer:
         if self.scales < 16:
             return CompactWeight.of(planes, block_size, self.scales)
         return BinaryWeight.of(planes, block_size)
+
+    def plane_bits(self, out: int, width: int) -> int:
+        """Return what one plane of a block [out, width] takes in a file, with its scales, bits."""
+        signs = 8 * out * packed_width(width)
+        if self.scales == 16:
+            return signs + 16 * (out + width)
+        grids = 4 * 16  # low and step of the row scales, and of the column scales
+        return signs + 8 * self.scales * (packed_width(out) + packed_width(width)) + grids
 
     def _emphasis(self, weight: Tensor, D: Tensor) -> Tensor:
         return emphasis_mask(importance(weight, D), self.emphasis, self.sigmas)

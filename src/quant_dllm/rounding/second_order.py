@@ -21,6 +21,7 @@ from torch import Tensor
 from quant_dllm.rounding.planes import TINY, ColumnRounding
 from quant_dllm.weights.binary import Planes
 
+AT_ONCE = 1024  # rows of the columns' equations that are made at once
 RIDGE = 1e-6  # of the mean diagonal: keeps the solves positive where two planes nearly coincide
 
 
@@ -129,12 +130,17 @@ def refit_columns(m: Matrix, steps: int = 40) -> None:
     scales, preconditioned by the diagonal: each step lowers J, and no matrix of K · in rows is
     factored.
     """
-    target = m.weight @ m.hessian
     index = [torch.arange(m.weight.shape[1])[b.channels].repeat(len(b.rows)) for b in m.blocks]
     channel = torch.cat(index).to(m.weight.device)
     s = torch.cat([block.by_column().transpose(1, 2).flatten(0, 1) for block in m.blocks])
-    gram = (s @ s.T) * m.hessian[channel][:, channel]
-    right = (s * target.T[channel]).sum(1)
+    target = (m.weight @ m.hessian).T
+    parts = zip(s.split(AT_ONCE), channel.split(AT_ONCE), strict=True)
+    right = torch.cat([(rows * target[some]).sum(1) for rows, some in parts])
+    del target
+    gram = s @ s.T
+    del s
+    for rows, some in zip(gram.split(AT_ONCE), channel.split(AT_ONCE), strict=True):
+        rows.mul_(m.hessian[some][:, channel])  # in parts: gram takes 2.4 GB at 12288 inputs
     start = torch.cat([block.columns.flatten() for block in m.blocks])
     scales = _conjugate_gradients(gram, right, start, steps)
     at = 0

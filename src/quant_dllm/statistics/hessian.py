@@ -25,7 +25,9 @@ def damp(hessian: Float[Tensor, "in in"], damping: float) -> Float[Tensor, "in i
     """
     diagonal = hessian.diagonal()
     dead = (diagonal == 0).to(hessian.dtype)
-    return hessian + torch.diag(dead + damping * diagonal.mean())
+    damped = hessian.clone()
+    damped.diagonal().add_(dead + damping * diagonal.mean())
+    return damped
 
 
 def inverse_factor(

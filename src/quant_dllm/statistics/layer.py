@@ -73,9 +73,13 @@ class LayerStatistics:
         assert account.tokens, "a layer that saw nothing has no statistics"
         return account.close(damping)
 
-    @cached_property
+    @property
     def hessian(self) -> Float[Tensor, "in in"]:
-        """Return H: the mean of ``x xᵀ`` over the tokens, not damped."""
+        """Return H: the mean of ``x xᵀ`` over the tokens, not damped.
+
+        It is made anew each time: beside the moment it would take half a gigabyte all along where
+        a layer has 12288 inputs.
+        """
         return self.moment / max(self.tokens, 1)
 
     @cached_property
@@ -118,11 +122,18 @@ class Account:
         if keep:
             self.kept.append(x.flatten(0, -2))
         x = x.flatten(0, -2).float()
-        self._product("moment", x, x)
+        self.add_product("moment", x, x)
         self._sum("magnitude", x.abs().sum(0))
         if full is not None:
-            self._product("drift", full.flatten(0, -2).float() - x, x)
+            self.add_product("drift", full.flatten(0, -2).float() - x, x)
         self.tokens += len(x)
+
+    def add_product(self, name: str, a: Tensor, b: Tensor) -> None:
+        """Add ``Σ a bᵀ`` without a second matrix beside the sum."""
+        if name in self.sums:
+            self.sums[name].addmm_(a.T, b)
+        else:
+            self.sums[name] = a.T @ b
 
     def thin(self, shards: int) -> None:
         """Keep some of the samples, evenly spaced: this account's share of `KEPT_SAMPLES`."""
@@ -145,13 +156,6 @@ class Account:
             self.sums.get("drift"), torch.cat(self.kept) if self.kept else None,
         )  # fmt: skip
 
-    def _product(self, name: str, a: Tensor, b: Tensor) -> None:
-        """Add ``Σ a bᵀ`` without a second matrix beside the sum."""
-        if name in self.sums:
-            self.sums[name].addmm_(a.T, b)
-        else:
-            self.sums[name] = a.T @ b
-
     def _sum(self, name: str, term: Tensor) -> None:
         self.sums[name] = self.sums[name].add_(term) if name in self.sums else term
 
@@ -160,8 +164,9 @@ def output_error(
     weight: Float[Tensor, "out in"], rounded: Float[Tensor, "out in"], stats: LayerStatistics
 ) -> float:
     """Return ``‖(W − Ŵ) X‖² / ‖W X‖²``: the share of a layer's output energy that is wrong."""
+    hessian = stats.hessian
 
     def energy(w: Tensor) -> float:
-        return ((w @ stats.hessian) * w).sum(dtype=torch.float64).item()
+        return ((w @ hessian) * w).sum(dtype=torch.float64).item()
 
     return energy(weight - rounded) / max(energy(weight), 1e-30)
