@@ -3,6 +3,7 @@
     pip install atheris
     python benchmarks/fuzz.py -runs=20000                    # one of the golden checkpoints
     python benchmarks/fuzz.py --plain 5000                   # random changes, without atheris
+    python benchmarks/fuzz.py --record -runs=20000           # either, with what came of it recorded
 
 An input is a number of changes to a whole checkpoint: bytes of the header of its weights, of its
 index, of config.json. Loading it must give a model or a `QuantDLLMError` of one line, in little
@@ -11,9 +12,11 @@ memory; anything else ends the run with a traceback.
 
 import json
 import random
+import re
 import resource
 import shutil
 import struct
+import subprocess
 import sys
 import tempfile
 import time
@@ -21,9 +24,10 @@ from collections import Counter
 from pathlib import Path
 
 MOST_BYTES = 6 << 30  # address space: what allocates by a number in a file hits it
+RESULTS = Path(__file__).resolve().parent / "results" / "fuzz.jsonl"
 GOLDEN = Path(__file__).resolve().parents[1] / "tests" / "golden"
 TELL_EVERY = 500  # files
-CHECKPOINTS = ("v1-binary", "v1-uniform")
+CHECKPOINTS = ("v1-binary", "v1-uniform", "v1-compact")
 FILES = ("model.safetensors", "config.json", "model.safetensors.index.json")
 
 
@@ -118,22 +122,49 @@ def ready() -> None:
 
 def report(target: Target, began: float) -> None:
     """Say what came of the files."""
-    count, seconds = sum(target.found.values()), time.monotonic() - began
-    print(f"{count} files in {seconds:.0f} s: {dict(target.found)}", flush=True)
+    told = {
+        "files": sum(target.found.values()),
+        "outcomes": dict(target.found),
+        "seconds": round(time.monotonic() - began, 1),
+        "peak_resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+    print(json.dumps(told), flush=True)
 
 
-def main() -> None:
+def record(words: list[str]) -> int:
+    """Fuzz in a process of its own, and record what it said last."""
+    import records
+
+    command = [sys.executable, __file__, *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    branches = re.findall(r"cov: (\d+)", done.stderr)
+    told = json.loads(done.stdout.strip().splitlines()[-1]) | {
+        "what": "fuzz",
+        "by": "random changes" if "--plain" in words else "atheris",
+        "branches": int(branches[-1]) if branches else None,
+        "clean": done.returncode == 0,
+    }
+    with RESULTS.open("a") as file:
+        print(json.dumps(records.append(file, told | records.where()), indent=1))
+    sys.stderr.write(done.stderr[-2000:] if done.returncode else "")
+    return done.returncode
+
+
+def main() -> int:
     """Fuzz."""
+    if "--record" in sys.argv:
+        return record([word for word in sys.argv[1:] if word != "--record"])
     with tempfile.TemporaryDirectory() as folder:
         target = Target(Path(folder))
         if "--plain" not in sys.argv:
             guided(target)
-            return
+            return 0
         ready()
         began = time.monotonic()
         plain(target, int(sys.argv[sys.argv.index("--plain") + 1]))
         report(target, began)
+        return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,6 +7,7 @@ what we depend on. The process loads the layer once; then it works when it is to
     one line in:  save PATH    one line out:  done, the rounded weight is there
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 
 class PublicGPTQ:
@@ -33,13 +35,12 @@ class PublicGPTQ:
         self, python: str, weight: torch.Tensor, hessian: torch.Tensor, bits: int, group_size: int
     ):
         self._folder = tempfile.TemporaryDirectory()
-        layer = {"weight": weight, "hessian": hessian, "bits": bits, "group_size": group_size,
-                 "threads": torch.get_num_threads()}  # fmt: skip
-        path = Path(self._folder.name) / "layer.pt"
-        torch.save(layer, path)
+        settings = {"bits": bits, "group_size": group_size, "threads": torch.get_num_threads()}
+        path = Path(self._folder.name) / "layer.safetensors"
+        save_file({"weight": weight.contiguous(), "hessian": hessian.contiguous()}, path)
         kept = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         self._process = subprocess.Popen(
-            [python, __file__, str(path)],
+            [python, __file__, str(path), json.dumps(settings)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=kept,
         )  # fmt: skip
         self.version = self._hear()
@@ -59,9 +60,9 @@ class PublicGPTQ:
 
     def values(self) -> torch.Tensor:
         """Return the weight as it was rounded last, [out, in]."""
-        path = Path(self._folder.name) / "rounded.pt"
+        path = Path(self._folder.name) / "rounded.safetensors"
         self._ask(f"save {path}")
-        return torch.load(path)
+        return load_file(path)["weight"]
 
     def _ask(self, line: str) -> str:
         assert self._process.stdin
@@ -77,14 +78,14 @@ class PublicGPTQ:
         return line
 
 
-def serve(path: str) -> None:
+def serve(path: str, settings: str) -> None:
     """Do what the lines on standard input say."""
     answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
     from importlib.metadata import version
 
     import llmcompressor.modifiers.gptq.gptq_quantize  # noqa: F401  loaded before any clock runs
 
-    layer = torch.load(path)
+    layer: dict[str, Any] = load_file(path) | json.loads(settings)
     torch.set_num_threads(layer["threads"])
     print(f"llmcompressor {version('llmcompressor')}", file=answers, flush=True)
     rounded = layer["weight"]
@@ -95,7 +96,7 @@ def serve(path: str) -> None:
             rounded = quantize(layer)
             print(time.perf_counter() - began, file=answers, flush=True)
         elif word == "save":
-            torch.save(rounded, rest)
+            save_file({"weight": rounded.contiguous()}, rest)
             print("done", file=answers, flush=True)
 
 
@@ -120,4 +121,4 @@ def quantize(layer: dict[str, Any]) -> torch.Tensor:
 
 if __name__ == "__main__":
     with torch.no_grad():
-        serve(sys.argv[1])
+        serve(*sys.argv[1:])
