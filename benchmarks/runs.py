@@ -34,8 +34,9 @@ SETTINGS = {
     "calibration.length": 16,
     "precision.block_size": 8,
 }
+ROUNDED = "ladder-1-rounding"
 OURS = {"precision.ratio": 0.34, "quantizer.rounds": 1, "quantizer.refinements": 0}
-"""What `SETTINGS` are joined by for the default recipe."""
+"""What `SETTINGS` are joined by for `ROUNDED`."""
 TEXT = "calibration.txt"
 CONFIG = {
     "architectures": ["LLaDAModelLM"], "model_type": "llada", "d_model": 24, "n_layers": 2,
@@ -63,14 +64,14 @@ def make_model(folder: Path) -> Path:
     return folder
 
 
-def settings(recipe: str = "quant-dllm-2bit") -> dict[str, Any]:
+def settings(recipe: str = ROUNDED) -> dict[str, Any]:
     """Return what is set to make a run short."""
-    return SETTINGS | (OURS if recipe == "quant-dllm-2bit" else {})
+    return SETTINGS | (OURS if recipe == ROUNDED else {})
 
 
 def warm_up(model: Path) -> None:
     """Import and load here what every run would."""
-    recipe = Recipe.load("quant-dllm-2bit").override(settings())
+    recipe = Recipe.load(ROUNDED).override(settings())
     Job.prepare(
         model, recipe, model / "none", text=model / TEXT, seed=0, device="cpu", mask_token_id=None
     )
@@ -80,7 +81,7 @@ def run(
     model: Path,
     out: Path,
     before: Callable[[], None] = lambda: None,
-    recipe: str = "quant-dllm-2bit",
+    recipe: str = ROUNDED,
 ) -> None:
     """Quantize, or go on."""
     before()

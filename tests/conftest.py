@@ -34,6 +34,8 @@ CONFIG = {
     "rope_theta": 10000.0,
     "rms_norm_eps": 1e-5,
 }
+ROUNDED = "ladder-1-rounding"
+"""Binary planes without what the default adds: a recipe of seconds in a small model."""
 SMALL_RECIPE = {  # short last blocks everywhere: 40 = 16 + 16 + 8, 56 = 3 · 16 + 8
     "calibration.sequences": 6,
     "calibration.length": 32,

@@ -39,7 +39,7 @@ def text(tmp_path_factory):
 def packed(example, text, tmp_path_factory):
     out = tmp_path_factory.mktemp("packed") / "model"
     record = quant_dllm.quantize(
-        example.folder, out, settings=SMALL, calibration=text,
+        example.folder, out, "ladder-1-rounding", settings=SMALL, calibration=text,
         attention_block=example.attention_block,
     )  # fmt: skip
     return record, out

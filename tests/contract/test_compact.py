@@ -28,7 +28,7 @@ COMPACT = SMALL | {
 def compact(example, text, tmp_path_factory):
     out = tmp_path_factory.mktemp("compact") / "model"
     record = quant_dllm.quantize(
-        example.folder, out, settings=COMPACT, calibration=text,
+        example.folder, out, "ladder-1-rounding", settings=COMPACT, calibration=text,
         attention_block=example.attention_block,
     )  # fmt: skip
     return record, out

@@ -214,7 +214,7 @@ def test_a_config_that_lacks_a_number_is_refused(family, example, tmp_path):
 def test_every_layers_sensitivity_is_measured(example, text, tmp_path):
     settings = SMALL | {"precision": "sensitivity", "calibration.sequences": 4}
     job = Job.prepare(
-        example.folder, Recipe.load("quant-dllm-2bit").override(settings), tmp_path / "out",
+        example.folder, Recipe.load("ladder-1-rounding").override(settings), tmp_path / "out",
         text=text, seed=0, device="cpu", mask_token_id=None,
         attention_block=example.attention_block,
     )  # fmt: skip

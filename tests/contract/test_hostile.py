@@ -167,7 +167,7 @@ def test_what_quantizers_write_fits(kind):
     from quant_dllm.recipe import Recipe
     from tests.conftest import correlated_layer
 
-    recipe = {"binary": "quant-dllm-2bit", "uniform": "gptq-2bit", "affine": "hqq-2bit"}[kind]
+    recipe = {"binary": "ladder-1-rounding", "uniform": "gptq-2bit", "affine": "hqq-2bit"}[kind]
     _, precision, quantizer, *_ = Recipe.load(recipe).override({"precision.block_size": 20}).build()
     weight, _, stats = correlated_layer(24, 72)
     made = quantizer.quantize(weight, stats, precision.allocate(weight, stats), 20)

@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from quant_dllm.cli.main import main
-from tests.conftest import GOLDEN, SMALL_RECIPE
+from tests.conftest import GOLDEN, ROUNDED, SMALL_RECIPE
 
-SMALL = [word for key, value in SMALL_RECIPE.items() for word in ("--set", f"{key}={value}")]
+SETS = [word for key, value in SMALL_RECIPE.items() for word in ("--set", f"{key}={value}")]
+SMALL = ["-r", ROUNDED, *SETS]
 
 
 def refused(capsys, tmp_path, argv, *messages):

@@ -13,7 +13,7 @@ if CHROMIUM is None:
 from quant_dllm.cli.main import main  # noqa: E402
 from quant_dllm.models.load import load  # noqa: E402
 from quant_dllm.pipeline.quantize import quantize  # noqa: E402
-from tests.conftest import SMALL_RECIPE  # noqa: E402
+from tests.conftest import ROUNDED, SMALL_RECIPE  # noqa: E402
 from tests.end_to_end.test_serve import serving  # noqa: E402
 
 
@@ -28,7 +28,7 @@ def browser():
 @pytest.fixture(scope="module")
 def report(small_model, tmp_path_factory):
     out = tmp_path_factory.mktemp("browser") / "packed"
-    quantize(small_model, out, settings=SMALL_RECIPE)
+    quantize(small_model, out, ROUNDED, settings=SMALL_RECIPE)
     assert main(["report", str(out), "--sequences", "2", "--length", "8"]) == 0
     return out / "report.html"
 

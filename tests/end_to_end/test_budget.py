@@ -26,7 +26,7 @@ from quant_dllm.planning.plan import plan
 from quant_dllm.recipe import Recipe
 from quant_dllm.record import RunRecord
 from quant_dllm.statistics.sensitivity import expected_increase
-from tests.conftest import SMALL_RECIPE
+from tests.conftest import ROUNDED, SMALL_RECIPE
 
 SPENT = SMALL_RECIPE | {
     "precision": "sensitivity", "quantizer.rounds": 2, "quantizer.refinements": 0,
@@ -42,7 +42,7 @@ def text():
 
 
 def job_of(model, text, **settings):
-    recipe = Recipe.load("quant-dllm-2bit").override(SPENT | settings)
+    recipe = Recipe.load(ROUNDED).override(SPENT | settings)
     return Job.prepare(
         model, recipe, Path("nowhere"), text=text, seed=0, device="cpu", mask_token_id=None
     )
@@ -97,7 +97,7 @@ def test_the_streamed_pass_is_one_through_the_whole_model(small_model, text, tmp
 
 
 def test_no_budget_of_two_bits_stores_more(small_model, text, tmp_path):
-    made = quantize(small_model, tmp_path / "a", settings=SPENT, calibration=text)
+    made = quantize(small_model, tmp_path / "a", ROUNDED, settings=SPENT, calibration=text)
     assert 1.98 < made.bits.code <= 2.0
     orders = {order for layer in made.layers for order in layer.orders}
     assert orders <= set("1234") and len(orders) > 1
@@ -105,7 +105,7 @@ def test_no_budget_of_two_bits_stores_more(small_model, text, tmp_path):
     assert all(layer.increase >= 0 for layer in made.layers)
     read = json.loads((tmp_path / "a" / "quant_dllm.json").read_text())
     assert RunRecord.from_dict(read) == made
-    again = quantize(small_model, tmp_path / "b", settings=SPENT, calibration=text)
+    again = quantize(small_model, tmp_path / "b", ROUNDED, settings=SPENT, calibration=text)
     assert again.fingerprint == made.fingerprint
     model = load(tmp_path / "a")
     assert torch.isfinite(model(torch.arange(32)[None]).logits).all()
@@ -113,7 +113,7 @@ def test_no_budget_of_two_bits_stores_more(small_model, text, tmp_path):
 
 def test_it_is_asked_for_by_one_word_and_told_layer_by_layer(small_model, text, tmp_path, capsys):
     sets = [f"--set={k}={v}" for k, v in SMALL_RECIPE.items()] + ["--set=quantizer.refinements=0"]
-    words = [str(small_model), "--calibration", str(text), *sets]
+    words = [str(small_model), "-r", ROUNDED, "--calibration", str(text), *sets]
     assert main(["quantize", *words, "-o", str(tmp_path / "a"), "--bits", "1.75", "--json"]) == 0
     bits = json.loads(capsys.readouterr().out)["bits"]
     assert 1.7 < bits["code"] <= 1.75
@@ -142,7 +142,7 @@ def test_it_is_asked_for_by_one_word_and_told_layer_by_layer(small_model, text, 
 def test_the_whole_file_is_as_small_as_was_asked(small_model, text, tmp_path, capsys, scales):
     outside = ["--set=outside=grouped", "--set=outside.bits=4", f"--set=quantizer.scales={scales}"]
     sets = [f"--set={k}={v}" for k, v in SMALL_RECIPE.items()] + ["--set=quantizer.refinements=0"]
-    words = [str(small_model), "--calibration", str(text), *sets, *outside]
+    words = [str(small_model), "-r", ROUNDED, "--calibration", str(text), *sets, *outside]
     assert main(["plan", *words, "--bits", "2", "--json"]) == 0
     two = json.loads(capsys.readouterr().out)["bits"]["file"]
     asked = ["--file-bits", str(round(two, 3)), "--json"]
@@ -173,7 +173,7 @@ def test_it_goes_on_after_a_kill_and_on_two_processes_to_the_same_bytes(tmp_path
 def test_text_without_masks_is_refused(small_model, text, tmp_path):
     with pytest.raises(RecipeError, match="masks none"):
         quantize(
-            small_model, tmp_path / "out", calibration=text,
+            small_model, tmp_path / "out", ROUNDED, calibration=text,
             settings=SPENT | {"calibration": "visible"},
         )  # fmt: skip
     assert list(tmp_path.iterdir()) == []

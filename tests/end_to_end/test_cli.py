@@ -7,9 +7,10 @@ import sys
 import pytest
 
 from quant_dllm.cli.main import main
-from tests.conftest import SMALL_RECIPE
+from tests.conftest import ROUNDED, SMALL_RECIPE
 
-SMALL = [word for key, value in SMALL_RECIPE.items() for word in ("--set", f"{key}={value}")]
+SETS = [word for key, value in SMALL_RECIPE.items() for word in ("--set", f"{key}={value}")]
+SMALL = ["-r", ROUNDED, *SETS]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def json_of(capsys, *argv):
 
 
 def test_quantize_prints_what_it_did(capsys, small_model, tmp_path):
-    argv = ["quantize", str(small_model), "-o", str(tmp_path / "a"), "-r", "gptq-2bit", *SMALL]
+    argv = ["quantize", str(small_model), "-o", str(tmp_path / "a"), "-r", "gptq-2bit", *SETS]
     assert main(argv) == 0
     out = capsys.readouterr().out
     for word in ("gptq-2bit", "2.000 codes", "peak memory", "size on disk"):

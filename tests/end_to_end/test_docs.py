@@ -21,6 +21,7 @@ import typer
 
 from quant_dllm.cli.main import VERBS, app, main
 from quant_dllm.models.source import locate
+from quant_dllm.recipe import DEFAULT
 from tests.conftest import CONFIG, save_model
 
 HOME = Path(__file__).parents[2]
@@ -35,6 +36,9 @@ LESS = {
     "chat": ["--length", "8", "--block-length", "8"],
     "plan": ["--set", "calibration.sequences=4", "--set", "calibration.length=32"],
 }
+LESS_TUNING = [
+    "--set", "tuning.steps=2", "--set", "tuning.batch=1", "--set", "tuning.validation=2",
+]  # fmt: skip
 UNREACHABLE = ("--suite", "--tasks")  # need tasks of lm-eval from the network: only parsed
 LONG = ("demo", "resume")  # minutes, `make demo` is its test; wants a stopped run, see test_resume
 LAUNCHED = ("torchrun ", "-m quant_dllm.cli.main ")
@@ -93,6 +97,9 @@ def shortened(line: str, model: Path) -> list[str]:
         if option in words and option in less:
             at = words.index(option)
             words[at : at + 2] = []
+    recipe = words[words.index("-r") + 1] if "-r" in words else DEFAULT
+    if words[0] in ("quantize", "plan") and recipe == DEFAULT:
+        less += LESS_TUNING
     return words + less
 
 

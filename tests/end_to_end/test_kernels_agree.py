@@ -9,7 +9,7 @@ from quant_dllm.pipeline.quantize import quantize
 def test_the_bound_of_tiny_is_that_of_the_reference(tmp_path, monkeypatch):
     settings = {"calibration.sequences": 4, "calibration.length": 64,
                 "quantizer.rounds": 2, "quantizer.refinements": 0}  # fmt: skip
-    quantize("tiny", tmp_path / "packed", settings=settings)
+    quantize("tiny", tmp_path / "packed", "ladder-1-rounding", settings=settings)
     found = {}
     for kernel in ("reference", "native", "native-precise"):
         monkeypatch.setenv("QUANT_DLLM_KERNEL", kernel)

@@ -11,10 +11,10 @@ from quant_dllm.checkpoint.folder import Folder
 from quant_dllm.linear import QuantLinear
 from quant_dllm.models.source import open_model
 from quant_dllm.record import RunRecord
-from tests.conftest import SMALL_RECIPE, save_model
+from tests.conftest import ROUNDED, SMALL_RECIPE, save_model
 
 RECIPES = [
-    "quant-dllm-2bit",
+    ROUNDED,
     "quant-dllm-2bit-paper",
     "quant-dllm-2bit-release",
     "gptq-2bit",
@@ -25,7 +25,7 @@ RECIPES = [
 @pytest.fixture(scope="module", params=RECIPES)
 def quantized(request, small_model, tmp_path_factory):
     out = tmp_path_factory.mktemp("quantized") / request.param
-    settings = SMALL_RECIPE | ({"precision.ratio": 0.34} if "dllm" in request.param else {})
+    settings = SMALL_RECIPE | ({"precision.ratio": 0.34} if request.param[0] not in "gr" else {})
     if "release" in request.param:
         settings["calibration.windows"] = "long-documents"
     record = quant_dllm.quantize(small_model, out, request.param, settings=settings)
@@ -110,7 +110,7 @@ def test_it_is_measured_and_writes(quantized, small_model):
 
 def test_equal_seeds_give_equal_bytes(small_model, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        quant_dllm.quantize(small_model, tmp_path / name, settings=SMALL_RECIPE, seed=seed)
+        quant_dllm.quantize(small_model, tmp_path / name, ROUNDED, settings=SMALL_RECIPE, seed=seed)
     a, b, c = ((tmp_path / n / "model.safetensors").read_bytes() for n in "abc")
     assert a == b != c
 
@@ -123,12 +123,12 @@ def test_a_model_against_itself_diverges_nowhere(small_model):
 
 def test_the_stream_quantizes_what_a_whole_model_would_give(small_model, tmp_path):
     """One layer by hand: the statistics of the second block come from the quantized first."""
-    quant_dllm.quantize(small_model, tmp_path / "q", settings=SMALL_RECIPE, seed=3)
+    quant_dllm.quantize(small_model, tmp_path / "q", ROUNDED, settings=SMALL_RECIPE, seed=3)
     from quant_dllm.pipeline.job import Job
     from quant_dllm.recipe import Recipe
     from quant_dllm.statistics.layer import LayerStatistics
 
-    recipe = Recipe.load("quant-dllm-2bit").override(SMALL_RECIPE)
+    recipe = Recipe.load(ROUNDED).override(SMALL_RECIPE)
     job = Job.prepare(
         small_model, recipe, tmp_path / "x", text=None, seed=3, device="cpu", mask_token_id=None
     )

@@ -37,7 +37,7 @@ def model(tmp_path_factory, unchecked):
 
 @pytest.mark.parametrize(
     ("recipe", "count"),
-    [("quant-dllm-2bit", 2), ("quant-dllm-2bit", 4), ("gptaq-2bit", 4), ("awq-2bit", 2)],
+    [("ladder-1-rounding", 2), ("ladder-1-rounding", 4), ("gptaq-2bit", 4), ("awq-2bit", 2)],
 )
 def test_many_processes_write_the_bytes_of_one(model, tmp_path, recipe, count):
     one, many = tmp_path / "one", tmp_path / "many"

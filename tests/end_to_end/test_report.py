@@ -13,7 +13,7 @@ from quant_dllm.pipeline.quantize import quantize
 from quant_dllm.planning.plan import plan
 from quant_dllm.report import figures
 from quant_dllm.report.svg import Scale
-from tests.conftest import SMALL_RECIPE
+from tests.conftest import ROUNDED, SMALL_RECIPE
 
 MIXED = SMALL_RECIPE | {"precision.ratio": 0.5, "precision.block_size": 8}
 
@@ -21,7 +21,7 @@ MIXED = SMALL_RECIPE | {"precision.ratio": 0.5, "precision.block_size": 8}
 @pytest.fixture(scope="module")
 def packed(small_model, tmp_path_factory):
     out = tmp_path_factory.mktemp("report") / "packed"
-    quantize(small_model, out, settings=MIXED)
+    quantize(small_model, out, ROUNDED, settings=MIXED)
     return out
 
 
@@ -118,7 +118,7 @@ SMALLEST = {"quantizer.scales": 8, "outside": "grouped", "outside.bits": 4}
 
 @pytest.mark.parametrize(
     ("recipe", "more"),
-    [("quant-dllm-2bit", {}), ("gptq-2bit", {}), ("awq-3bit", {}), ("quant-dllm-2bit", SMALLEST)],
+    [(ROUNDED, {}), ("gptq-2bit", {}), ("awq-3bit", {}), (ROUNDED, SMALLEST)],
 )
 def test_a_plan_is_what_the_run_gives(small_model, tmp_path, recipe, more):
     settings = SMALL_RECIPE | more

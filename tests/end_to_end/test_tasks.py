@@ -11,7 +11,7 @@ import pytest
 import quant_dllm
 from quant_dllm.cli.main import main
 from quant_dllm.models.source import locate
-from tests.conftest import SMALL_RECIPE
+from tests.conftest import ROUNDED, SMALL_RECIPE
 
 pytest.importorskip("lm_eval")
 
@@ -43,7 +43,7 @@ metric_list: [{{metric: exact_match}}]
 @pytest.fixture(scope="module")
 def packed_small(small_model, tmp_path_factory):
     out = tmp_path_factory.mktemp("tasks") / "packed"
-    quant_dllm.quantize(small_model, out, settings=SMALL_RECIPE)
+    quant_dllm.quantize(small_model, out, ROUNDED, settings=SMALL_RECIPE)
     return out
 
 

@@ -18,7 +18,7 @@ from quant_dllm.pipeline.quantize import quantize
 from quant_dllm.pipeline.resume import resume
 from quant_dllm.recipe import Recipe
 from quant_dllm.record import RunRecord
-from tests.conftest import SMALL_RECIPE
+from tests.conftest import ROUNDED, SMALL_RECIPE
 
 QUICK = {
     "calibration.sequences": 8, "calibration.length": 128, "quantizer.rounds": 2,
@@ -34,8 +34,8 @@ SMALL = SMALL_RECIPE | TUNING | {"tuning.length": 32, "tuning.steps": 5}
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     out = tmp_path_factory.mktemp("tuned")
-    rounded = quantize("tiny", out / "rounded", settings=QUICK)
-    tuned = quantize("tiny", out / "tuned", settings=QUICK | TUNING)
+    rounded = quantize("tiny", out / "rounded", ROUNDED, settings=QUICK)
+    tuned = quantize("tiny", out / "tuned", ROUNDED, settings=QUICK | TUNING)
     return out, rounded, tuned
 
 
@@ -74,14 +74,14 @@ def test_the_record_tells_how_it_went(folders):
 def test_one_seed_gives_one_checkpoint(small_model, tmp_path):
     text = bundled_text(open_model("tiny"), "calibration")
     first, again = (
-        quantize(small_model, tmp_path / name, settings=SMALL, calibration=text, seed=5)
+        quantize(small_model, tmp_path / name, ROUNDED, settings=SMALL, calibration=text, seed=5)
         for name in "ab"
     )
     assert first.fingerprint == again.fingerprint
 
 
 def test_calibration_tuning_and_evaluation_texts_are_disjoint(tmp_path):
-    recipe = Recipe.load("quant-dllm-2bit").override({"tuning": "end-to-end"})
+    recipe = Recipe.load("quant-dllm-2bit")
     job = Job.prepare(
         "tiny", recipe, tmp_path / "out", text=None, seed=3, device="cpu", mask_token_id=None
     )
@@ -107,13 +107,15 @@ def test_calibration_tuning_and_evaluation_texts_are_disjoint(tmp_path):
 def test_what_cannot_be_tuned_is_refused(settings, error, message, small_model, tmp_path):
     text = bundled_text(open_model("tiny"), "calibration")
     with pytest.raises(error, match=message):
-        quantize(small_model, tmp_path / "out", settings=SMALL | settings, calibration=text)
+        quantize(
+            small_model, tmp_path / "out", ROUNDED, settings=SMALL | settings, calibration=text
+        )
     assert not any(tmp_path.iterdir())
 
 
 def test_a_tuning_that_was_stopped_goes_on_to_the_same_bytes(small_model, tmp_path, monkeypatch):
     text = bundled_text(open_model("tiny"), "calibration")
-    whole = quantize(small_model, tmp_path / "whole", settings=SMALL, calibration=text)
+    whole = quantize(small_model, tmp_path / "whole", ROUNDED, settings=SMALL, calibration=text)
 
     def stopping(items, what, total):
         for i, item in enumerate(items):
@@ -122,7 +124,9 @@ def test_a_tuning_that_was_stopped_goes_on_to_the_same_bytes(small_model, tmp_pa
                 os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(Interrupted, match="stopped at step 3 of tuning"):
-        quantize(small_model, tmp_path / "out", settings=SMALL, calibration=text, track=stopping)
+        quantize(
+            small_model, tmp_path / "out", ROUNDED, settings=SMALL, calibration=text, track=stopping
+        )
     assert not (tmp_path / "out").exists()
     gone_on = resume(tmp_path / "out")
     assert gone_on.fingerprint == whole.fingerprint

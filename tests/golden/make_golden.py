@@ -55,10 +55,10 @@ def main() -> None:
         model = source(Path(name))
         settings = {"calibration.sequences": 8, "precision.block_size": 8}
         for kind, recipe, changes in (
-            ("binary", "quant-dllm-2bit", {"precision.ratio": 0.34}),
+            ("binary", "ladder-1-rounding", {"precision.ratio": 0.34}),
             ("uniform", "gptq-2bit", {"precision": "abmp", "precision.block_size": 8,
                                       "precision.ratio": 0.34}),
-            ("compact", "quant-dllm-2bit", {"precision.ratio": 0.34, "quantizer.scales": 6,
+            ("compact", "ladder-1-rounding", {"precision.ratio": 0.34, "quantizer.scales": 6,
                                             "outside": "grouped", "outside.bits": 4,
                                             "outside.block_size": 10}),
         ):  # fmt: skip

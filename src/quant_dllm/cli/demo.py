@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-RECIPES = ("rtn-2bit", "gptq-2bit", "quant-dllm-2bit-paper", "quant-dllm-2bit")
+RECIPES = ("rtn-2bit", "gptq-2bit", "quant-dllm-2bit-paper", "quant-dllm-2bit-untuned")
+TUNED = "quant-dllm-2bit"
 PROMPT = "Once upon a time, there was a little girl named Lily. She"
 COLUMNS = ("model", "code bits", "bits/weight", "file bits/weight", "weights on disk", "NELBO",
            "perplexity", "KL to 16-bit", "top-1", "seconds")  # fmt: skip
@@ -16,19 +17,23 @@ def demo(
     out: Annotated[
         Path | None, typer.Option(help="Keep the checkpoints here; default: nowhere.")
     ] = None,
+    tuned: Annotated[
+        bool, typer.Option("--tuned", help="Run the default recipe too: five minutes more.")
+    ] = False,
 ) -> None:
     """Quantize tiny to two bits by several recipes, measure them all, and let it write.
 
     Example: quant-dllm demo --out demo
     """
+    recipes = (*RECIPES, TUNED) if tuned else RECIPES
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
-            _run(Path(folder))
+            _run(Path(folder), recipes)
     else:
-        _run(out)
+        _run(out, recipes)
 
 
-def _run(out: Path) -> None:
+def _run(out: Path, recipes: tuple[str, ...]) -> None:
     from quant_dllm.checkpoint.folder import Folder
     from quant_dllm.checkpoint.writer import refuse_existing
     from quant_dllm.cli.show import print_table, size, track
@@ -37,13 +42,13 @@ def _run(out: Path) -> None:
     from quant_dllm.models.load import load
     from quant_dllm.pipeline.quantize import quantize
 
-    for recipe in RECIPES:
+    for recipe in recipes:
         refuse_existing(out / recipe)
     base = load("tiny")
     windows = held_out(base, None, sequences=32, length=256, seed=0)
     yardstick = Yardstick(windows=windows, base=base, draws=4, track=track)
     rows = [_row("16-bit", yardstick.measure(base), size(base.source.folder.weight_bytes), "-")]
-    for recipe in RECIPES:
+    for recipe in recipes:
         record = quantize("tiny", out / recipe, recipe, track=track)
         found = yardstick.measure(load(out / recipe))
         disk = size(Folder(out / recipe).weight_bytes)
@@ -52,7 +57,7 @@ def _run(out: Path) -> None:
         f"tiny at two bits: {len(windows)} held-out windows of {windows.shape[1]} tokens, "
         "± standard error", COLUMNS, rows,
     )  # fmt: skip
-    for name, model in (("16-bit", base), (RECIPES[-1], load(out / RECIPES[-1]))):
+    for name, model in (("16-bit", base), (recipes[-1], load(out / recipes[-1]))):
         story = generate(
             model, PROMPT, length=128, block_length=8, temperature=0.7, seed=1, track=track
         )
