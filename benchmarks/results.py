@@ -40,7 +40,19 @@ def ablations(*names: str) -> tuple[str, ...]:
     return (RELEASE, *(f"ablation-{name}" for name in names))
 
 
+LADDER = (
+    RELEASE, "ladder-1-rounding", "ladder-2-scales", "ladder-3-outside",
+    "quant-dllm-2bit-untuned", "quant-dllm-2bit",
+)  # fmt: skip
 SECTIONS = (
+    Section(
+        "The ladder",
+        "From the published code's form to the default recipe, one lever added at each step: signs "
+        "chosen in the sweep with second-order steps after it; scales of six bits; embedding and "
+        "head of eight; one budget over all matrices, spent by sensitivity; all scales tuned end "
+        "to end.",
+        ("gptq-2bit", *LADDER),
+    ),
     Section(
         "Two bits",
         "Every method at its paper's defaults, blocks of 128 channels, the same calibration text.",
@@ -84,6 +96,14 @@ class Question:
 
 
 QUESTIONS = (
+    Question("Is rounding to second order worth anything?", "ladder-1-rounding", RELEASE),
+    Question("Do scales of six bits cost anything?", "ladder-2-scales", "ladder-1-rounding"),
+    Question("Do embedding and head of eight bits cost anything?",
+             "ladder-3-outside", "ladder-2-scales"),
+    Question("Is a budget over all matrices worth anything?",
+             "quant-dllm-2bit-untuned", "ladder-3-outside"),
+    Question("Is tuning the scales worth anything?",
+             "quant-dllm-2bit", "quant-dllm-2bit-untuned"),
     Question("Does ours beat GPTQ?", "quant-dllm-2bit", "gptq-2bit"),
     Question("Does the published code's form beat GPTQ?", RELEASE, "gptq-2bit"),
     Question("Does the paper's form beat its code's?", "quant-dllm-2bit-paper", RELEASE),
