@@ -223,7 +223,7 @@ def report(found: list[dict[str, Any]], flops: float, exchanged: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Several processes against one.")
     parser.add_argument("--model", default="tiny", help="a dense one")
-    parser.add_argument("--recipe", default="quant-dllm-2bit")
+    parser.add_argument("--recipe", default="quant-dllm-2bit-untuned")
     parser.add_argument("--sequences", type=int, default=32)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--ranks", type=int, action="append", help="processes; again for more")

@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=32)
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--shrink", type=int, default=1, help="divides every width")
-    parser.add_argument("--recipe", default="quant-dllm-2bit")
+    parser.add_argument("--recipe", default="quant-dllm-2bit-untuned")
     parser.add_argument("--max-memory", default="1GB", help="of hidden states")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--folder", type=Path, help="where there is room; a temporary one if not")

@@ -176,7 +176,7 @@ class Recipe:
         return cls(name=name, about=raw.get("about", ""), **choices)
 
     def override(self, settings: dict[str, Any]) -> "Recipe":
-        """Change fields by path: ``{"precision.ratio": 0.1, "quantizer": "gptq"}``.
+        """Change fields by path: ``{"quantizer.rounds": 20, "quantizer": "gptq"}``.
 
         Naming a part by itself replaces it, with its defaults, before any field is changed.
         """
@@ -186,7 +186,7 @@ class Recipe:
             if part not in PARTS or (key == "" and not isinstance(value, str)):
                 raise RecipeError(
                     f"Unknown recipe path {path!r}.{hint(part, PARTS)} A path is a part "
-                    f"({', '.join(PARTS)}), a dot and a field, as in precision.ratio=0.1."
+                    f"({', '.join(PARTS)}), a dot and a field, as in quantizer.rounds=20."
                 )
             choice: Choice = getattr(recipe, part)
             if key in ("", "name"):

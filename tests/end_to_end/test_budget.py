@@ -162,7 +162,8 @@ def test_it_goes_on_after_a_kill_and_on_two_processes_to_the_same_bytes(tmp_path
         result = runs.go_on(model, out, wanted)
         assert result["equal"], result
     sets = [f"--set={k}={v}" for k, v in BUDGET.items()]
-    words = ["quantize", str(model), "-o", str(tmp_path / "two"), "--gpus", "2", *sets]
+    out = ["-r", runs.ROUNDED, "-o", str(tmp_path / "two")]
+    words = ["quantize", str(model), *out, "--gpus", "2", *sets]
     command = [sys.executable, "-m", "quant_dllm.cli.main", *words]
     text = ["--calibration", str(model / runs.TEXT)]
     done = subprocess.run([*command, *text], capture_output=True, text=True)

@@ -100,6 +100,8 @@ def shortened(line: str, model: Path) -> list[str]:
     recipe = words[words.index("-r") + 1] if "-r" in words else DEFAULT
     if words[0] in ("quantize", "plan") and recipe == DEFAULT:
         less += LESS_TUNING
+    if words[0] == "compare":  # takes no settings
+        words = [f"{DEFAULT}-untuned" if word == DEFAULT else word for word in words]
     return words + less
 
 

@@ -25,8 +25,8 @@ from quant_dllm.statistics.reduction import Tree
 def words(model, out, *more):
     sets = [word for key, value in runs.settings().items() for word in ("--set", f"{key}={value}")]
     return [
-        "quantize", str(model), "-o", str(out), "--calibration", str(model / runs.TEXT), *sets,
-        *more,
+        "quantize", str(model), "-r", runs.ROUNDED, "-o", str(out),
+        "--calibration", str(model / runs.TEXT), *sets, *more,
     ]  # fmt: skip
 
 

@@ -94,7 +94,8 @@ def test_a_changed_input_is_refused_with_the_difference(ready, tmp_path, capsys)
     model, *_ = ready
     out = tmp_path / "out"
     assert moments.kill_in("rounding", 9, model, out) == -signal.SIGKILL
-    words = ["quantize", str(model), "-o", str(out), "--calibration", str(model / runs.TEXT)]
+    words = ["quantize", str(model), "-r", runs.ROUNDED, "-o", str(out)]
+    words += ["--calibration", str(model / runs.TEXT)]
     for key, value in (runs.settings() | {"quantizer.emphasis": 2.0}).items():
         words += ["--set", f"{key}={value}"]
     before = sorted(folder_of(out).iterdir())

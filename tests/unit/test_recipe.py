@@ -67,7 +67,7 @@ def test_the_paper_recipe_is_the_column_of_method_md():
 
 
 def test_overrides_change_one_field_or_one_part():
-    recipe = Recipe.load("quant-dllm-2bit").override(
+    recipe = Recipe.load("ladder-1-rounding").override(
         {"precision.ratio": 0.1, "quantizer.search": True, "quantizer": "gptq"}
     )
     built = recipe.to_dict()
@@ -97,7 +97,7 @@ def test_a_yaml_file_is_a_recipe(tmp_path):
 )
 def test_what_a_recipe_does_not_have_is_met_with_what_it_has(settings, message):
     with pytest.raises(RecipeError, match=message):
-        Recipe.load("quant-dllm-2bit").override(settings).build()
+        Recipe.load("ladder-1-rounding").override(settings).build()
 
 
 @pytest.mark.parametrize(

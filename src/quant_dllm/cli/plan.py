@@ -27,7 +27,7 @@ def plan(
     file_bits: FileBits = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="PATH=VALUE", help="Change a field: precision.ratio=0.1"),
+        typer.Option("--set", metavar="PATH=VALUE", help="Change a field: quantizer.rounds=20"),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Folder to make; its disk is looked at.")

@@ -33,7 +33,7 @@ def quantize(
     ] = DEFAULT,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="PATH=VALUE", help="Change a field: precision.ratio=0.1"),
+        typer.Option("--set", metavar="PATH=VALUE", help="Change a field: quantizer.rounds=20"),
     ] = None,
     bits: Bits = None,
     file_bits: FileBits = None,
@@ -162,7 +162,7 @@ def parse_settings(settings: list[str]) -> dict[str, object]:
     for word in settings:
         path, equals, value = word.partition("=")
         if not equals or not path:
-            raise RecipeError(f"--set {word!r} is not path=value, as in precision.ratio=0.1.")
+            raise RecipeError(f"--set {word!r} is not path=value, as in quantizer.rounds=20.")
         try:
             parsed[path.strip()] = yaml.safe_load(value)
         except yaml.YAMLError:

@@ -65,7 +65,7 @@ def quantize(
         model: A folder, ``"tiny"``, or a Hugging Face id.
         out: Folder to make; it must not be there yet.
         recipe: Name of a preset, YAML file, or `Recipe`.
-        settings: Fields of the recipe to change, by path: ``{"precision.ratio": 0.1}``.
+        settings: Fields of the recipe to change, by path: ``{"quantizer.rounds": 20}``.
         calibration: Text file; the bundled text for ``tiny``.
         seed: Seed of the choice of windows and of the masks.
         device: Where to compute; one block is there at a time.
