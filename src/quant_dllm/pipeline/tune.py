@@ -117,8 +117,8 @@ class EndToEndTuning:
         """Draw this process's share of the windows of some steps, and hide tokens in them."""
         found = []
         for step in steps:
-            share = self.settings.batch // world()
-            first = step * self.settings.batch + rank() * share
+            share = -(-self.settings.batch // world())
+            first = (step * world() + rank()) * share
             at = torch.arange(first, first + share) % len(self.windows)
             found += self._mask([self.windows[at]], step)
         return found

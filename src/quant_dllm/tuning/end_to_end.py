@@ -12,7 +12,7 @@ class EndToEnd:
 
     Attributes:
         steps: Updates.
-        batch: Windows an update.
+        batch: Windows an update; as many more as give every process the same number, at least one.
         length: Tokens of a window; the model's context where that is shorter.
         rate: Highest learning rate of relative changes of scales (dimensionless).
         warmup: Fraction of the steps in which the rate rises from zero; then it falls as a cosine.
