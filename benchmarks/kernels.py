@@ -14,6 +14,7 @@ the clock, without the calls that the system interrupted. Exit status 1: a must 
 import argparse
 import json
 import resource
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -136,8 +137,13 @@ def measure(file: TextIO | None, quick: bool, all_tokens: Sequence[int]) -> list
 
 
 def measure_rest(file: TextIO, facts: dict[str, Any]) -> None:
-    """Packing, and the ceiling of the instructions, on one thread."""
-    torch.set_num_threads(1)
+    """Reading memory; packing, and the ceiling of the instructions, on one thread."""
+    numbers = torch.zeros(COLD >> 1)
+    for threads in (2, 1):
+        torch.set_num_threads(threads)
+        rate = numbers.nbytes / statistics.median(_wall_seconds(numbers.sum) for _ in range(RUNS))
+        records.append(file, {"what": "read", "threads": threads, "runs": RUNS,
+                              "median_bytes_per_s": round(rate)} | facts)  # fmt: skip
     weight = random_weight(4096, 4096, 128, [2] * 32)
     size = sum(tensor.nbytes for tensor in weight.tensors().values())
     rates = sorted(size / _cpu_seconds(lambda: native.prepare(weight)) for _ in range(RUNS))
@@ -155,14 +161,20 @@ def measure_into(path: Path, tokens: list[int] | None) -> list[dict[str, Any]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     tokens = tokens or []
     known = records.read(path) if tokens and path.exists() else []
-    kept = [r for r in known if "llama" in r.get("backend", "") or r.get("tokens") not in tokens]
+    kept = [r for r in known if "tokens" in r
+            and ("llama" in r["backend"] or r["tokens"] not in tokens)]  # fmt: skip
     with path.open("w") as file:
         found = measure(file, quick=False, all_tokens=tokens or TOKENS)
         for record in kept:
             records.append(file, record)
-        if not tokens:
-            measure_rest(file, records.where())
+        measure_rest(file, records.where())
     return found
+
+
+def _wall_seconds(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
 
 
 def _cpu_seconds(call: Callable[[], object]) -> float:
