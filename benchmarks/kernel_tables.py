@@ -104,7 +104,24 @@ def _rates(rows: list[dict], unit: str, found: list[dict[str, Any]]) -> str:
     )
     if limit:
         out += f"\nCeiling of the instructions: {limit / 1e9:.0f}·10⁹ look-ups a second.\n"
+    for record in (r for r in found if r["what"] == "read"):
+        out += "\n" + _traffic(rows, unit, record)
     for record in (r for r in found if r["what"] == "pack"):
         rate = record["median_bytes_per_s"] / 1e9
         out += f"\nPacking at load: {rate:.2f} GB/s, one thread.\n"
     return out
+
+
+def _traffic(rows: list[dict], unit: str, read: dict[str, Any]) -> str:
+    """Say how much of what memory gives is reached at one token."""
+    told = []
+    for name, order, bits in ((unit, 2, 2 + 2 * 2 * 16 / 128), ("torch bfloat16", 0, 16.0)):
+        case = {"in": 4096, "out": 12288, "threads": read["threads"], "tokens": 1}
+        median = _median(rows, **case, backend=name, order=order)
+        if median is not None:
+            told.append(f"{name} reads {4096 * 12288 * bits / 8e3 / median:.1f}")
+    rate = read["median_bytes_per_s"] / 1e9
+    return (
+        f"Memory, {read['threads']} threads: a sum of float32 reads {rate:.1f} GB/s; at M = 1, "
+        f"4096→12288, {', '.join(told)}.\n"
+    )

@@ -2,20 +2,22 @@
 
     python benchmarks/kernels.py [--out benchmarks/results/kernels.jsonl]   everything: minutes
     python benchmarks/kernels.py --quick --json      ratios of 4096→4096 at 1, 32, 128 tokens
+    python benchmarks/kernels.py --tokens 1          one count of tokens again, the rest is kept
     python benchmarks/kernels.py --tables            write the records into docs/kernels.md
 
-Kernels take turns within one run. Weights are cold: each call takes another copy, and the copies
-fill 192 MB and more. One thread is timed by the processor time of the thread, which another job
-does not change much; two by the clock, without the calls that the system interrupted. Exit status
-1: a must is missed.
+Kernels take turns within one run, five calls a turn: in a model the calls of one kernel follow each
+other. Weights are cold: each call takes another copy, and the copies fill 192 MB and more. One
+thread is timed by the processor time of the thread, which another job does not change much; two by
+the clock, without the calls that the system interrupted. Exit status 1: a must is missed.
 """
 
 import argparse
 import json
 import resource
+import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,6 +37,7 @@ TOKENS = (1, 8, 32, 128, 512)
 QUICK_TOKENS = (1, 32, 128)
 COLD = 192 << 20  # bytes
 RUNS, WARM_UP, MOST_DROPPED = 30, 3, 30
+TURN = 5  # calls of a kernel in a row
 MUST = {  # times torch bfloat16
     "avx512": {1: 10, 8: 4, 32: 2.5, 128: 2.0, 512: 1.8},
     "avx2": {1: 8, 8: 2.6, 32: 1.5, 128: 1.1, 512: 1.0},
@@ -86,14 +89,15 @@ def timed(kernels: list[Kernel], x: torch.Tensor, runs: int) -> dict[str, list[f
     dropped, turn = 0, 0
     while min(map(len, seconds.values())) < runs:
         for kernel in kernels:
-            call = kernel.calls[turn % len(kernel.calls)]
-            interrupted, began = _interruptions(), clock()
-            call(x)
-            taken = clock() - began
-            clean = threads == 1 or _interruptions() == interrupted or dropped >= MOST_DROPPED
-            dropped += not clean
-            if turn >= WARM_UP and clean:
-                seconds[kernel.name].append(taken)
+            for i in range(turn * TURN, (turn + 1) * TURN):
+                call = kernel.calls[i % len(kernel.calls)]
+                interrupted, began = _interruptions(), clock()
+                call(x)
+                taken = clock() - began
+                clean = threads == 1 or _interruptions() == interrupted or dropped >= MOST_DROPPED
+                dropped += not clean
+                if i >= WARM_UP and clean:
+                    seconds[kernel.name].append(taken)
         turn += 1
     return seconds
 
@@ -115,12 +119,12 @@ def cases(quick: bool) -> Iterator[tuple[int, int, int, list[Kernel]]]:
             yield 1, 4096, 4096, [kernel]
 
 
-def measure(file: TextIO | None, quick: bool) -> list[dict[str, Any]]:
+def measure(file: TextIO | None, quick: bool, all_tokens: Sequence[int]) -> list[dict[str, Any]]:
     """Run all cases; return their records."""
     found, facts = [], records.where()
     for threads, inputs, out, kernels in cases(quick):
         torch.set_num_threads(threads)
-        for tokens in QUICK_TOKENS if quick else TOKENS:
+        for tokens in all_tokens:
             x = torch.randn(tokens, inputs, dtype=torch.bfloat16)
             seconds = timed(kernels, x, RUNS)
             for kernel in kernels:
@@ -133,8 +137,13 @@ def measure(file: TextIO | None, quick: bool) -> list[dict[str, Any]]:
 
 
 def measure_rest(file: TextIO, facts: dict[str, Any]) -> None:
-    """Packing, and the ceiling of the instructions, on one thread."""
-    torch.set_num_threads(1)
+    """Reading memory; packing, and the ceiling of the instructions, on one thread."""
+    numbers = torch.zeros(COLD >> 1)
+    for threads in (2, 1):
+        torch.set_num_threads(threads)
+        rate = numbers.nbytes / statistics.median(_wall_seconds(numbers.sum) for _ in range(RUNS))
+        records.append(file, {"what": "read", "threads": threads, "runs": RUNS,
+                              "median_bytes_per_s": round(rate)} | facts)  # fmt: skip
     weight = random_weight(4096, 4096, 128, [2] * 32)
     size = sum(tensor.nbytes for tensor in weight.tensors().values())
     rates = sorted(size / _cpu_seconds(lambda: native.prepare(weight)) for _ in range(RUNS))
@@ -145,6 +154,27 @@ def measure_rest(file: TextIO, facts: dict[str, Any]) -> None:
         rate = ceiling.lookups_per_second(unit())
         records.append(file, {"what": "ceiling", "unit": unit(), "runs": ceiling.RUNS,
                               "lookups_per_s": round(rate)} | facts)  # fmt: skip
+
+
+def measure_into(path: Path, tokens: list[int] | None) -> list[dict[str, Any]]:
+    """Run all cases; of a file that is there, keep what is not measured again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tokens = tokens or []
+    known = records.read(path) if tokens and path.exists() else []
+    kept = [r for r in known if "tokens" in r
+            and ("llama" in r["backend"] or r["tokens"] not in tokens)]  # fmt: skip
+    with path.open("w") as file:
+        found = measure(file, quick=False, all_tokens=tokens or TOKENS)
+        for record in kept:
+            records.append(file, record)
+        measure_rest(file, records.where())
+    return found
+
+
+def _wall_seconds(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
 
 
 def _cpu_seconds(call: Callable[[], object]) -> float:
@@ -170,6 +200,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=records.RESULTS / "kernels.jsonl")
     parser.add_argument("--quick", action="store_true", help="4096→4096, one thread, no records")
+    parser.add_argument("--tokens", type=int, action="append", help="only these; may be repeated")
     parser.add_argument("--json", action="store_true", help="print ratios as one JSON object")
     parser.add_argument("--tables", action="store_true", help="write docs/kernels.md, time nothing")
     options = parser.parse_args()
@@ -181,12 +212,9 @@ def main() -> int:
         return 2
     with torch.inference_mode():
         if options.quick:
-            found = measure(None, quick=True)
+            found = measure(None, quick=True, all_tokens=QUICK_TOKENS)
         else:
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            with options.out.open("w") as file:
-                found = measure(file, quick=False)
-                measure_rest(file, records.where())
+            found = measure_into(options.out, options.tokens)
     must, reached = MUST.get(unit(), {}), ratios(found)
     missed = [k for k, ratio in reached.items() if ratio < must.get(k[3], 0)]
     if options.json:
