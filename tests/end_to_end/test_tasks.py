@@ -110,7 +110,7 @@ def test_the_table_names_both_and_the_calls(capsys, small_model, tasks):
         (["--tasks", "no_such_task"], "lm-eval does not know the task no_such_task"),
         (["--suite", "quant-dlm"], "Did you mean 'quant-dllm'"),
         (["--tasks", "choose_one", "--draws", "12"], "1 or a multiple of 8"),
-        (["--tasks", "choose_one", "--limit", "0"], "want at least 1"),
+        (["--tasks", "choose_one", "--limit", "0"], "or equal to 1"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(capsys, small_model, words, message):
