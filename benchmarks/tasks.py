@@ -44,17 +44,28 @@ test_split: test
 output_type: generate_until
 doc_to_text: "Question: {{{{context}}}}\\nAnswer:"
 doc_to_target: "{{{{answer}}}}"
-generation_kwargs: {{until: ["\\n\\n"], max_gen_toks: 64}}
+generation_kwargs: {{until: ["\\n\\n"], max_gen_toks: {tokens}}}
 metric_list:
   - {{metric: exact_match, aggregation: mean, higher_is_better: true}}
 """
 
 
-def define(folder: Path, name: str, template: str, rows: list[dict], delimiter: str = " ") -> None:
-    """Write one task and its questions."""
+def define(
+    folder: Path, name: str, template: str, rows: list[dict], delimiter: str = " ", tokens: int = 64
+) -> None:
+    """Write one task and its questions.
+
+    Args:
+        folder: Where to.
+        name: Of the task.
+        template: ``CHOICE``: query, choices and gold of each row; ``WRITING``: context and answer.
+        rows: Questions.
+        delimiter: What stands between a question and its answer.
+        tokens: Of a written answer, at most.
+    """
     file = folder / f"{name}.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    text = template.format(name=name, file=file.resolve(), delimiter=delimiter)
+    text = template.format(name=name, file=file.resolve(), delimiter=delimiter, tokens=tokens)
     (folder / f"{name}.yaml").write_text(text)
 
 

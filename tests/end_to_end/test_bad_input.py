@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ def refused(capsys, tmp_path, argv, *messages):
     assert main([str(word) for word in argv]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    progress = ("ABMP moves", "loaded ", "quantizing by ", "done=")
+    progress = ("ABMP moves", "quantizing by ", "done=")  # never that a model was loaded
     said = [line for line in err.splitlines() if not line.startswith(progress)]
     assert len(said) == 1, err
     for message in messages:
@@ -31,6 +32,14 @@ def refused(capsys, tmp_path, argv, *messages):
 
 def quantize(model, tmp_path, *words):
     return ["quantize", model, "-o", tmp_path / "out", *SMALL, *words]
+
+
+@pytest.fixture(scope="module")
+def quantized(small_model, tmp_path_factory):
+    """A checkpoint that rounding alone made."""
+    out = tmp_path_factory.mktemp("quantized") / "out"
+    assert main(["quantize", str(small_model), "-o", str(out), "-r", "rtn-2bit"]) == 0
+    return out
 
 
 def edit(folder, **changes):
@@ -157,6 +166,8 @@ def test_a_packed_checkpoint_with_a_hole(capsys, tmp_path, small_model):
         (["--device", "gpu"], "Device 'gpu' cannot be used"),
         (["--mask-token-id", "99999"], "is no row of"),
         (["--sed", "1"], "--seed"),
+        (["--seed", "-1"], "--seed"),
+        (["--seed", "99999999999999999999"], "--seed"),
     ],
 )
 def test_a_wrong_word(capsys, tmp_path, small_model, words, message):
@@ -236,10 +247,95 @@ def test_no_space_left(capsys, tmp_path, small_model, monkeypatch):
         (["--threshold", "2"], "a probability above 0"),
         (["--cache", "exact", "--length", "8"], "Choose none, prefix or dual"),
         (["--chat"], "has no chat template"),
+        (["--steps", "0"], "--steps"),
+        (["--block-length", "0"], "--block-length"),
+        (["--length", "0"], "--length"),
+        (["--temperature", "inf"], "temperature is inf; 0 or more"),
+        (["--prompt", ""], "The prompt is empty"),
+        (["--device", "gpu"], "Device 'gpu' cannot be used"),
+        (["--mask-token-id", "99999"], "is no row of"),
     ],
 )
 def test_a_generation_that_cannot_be(capsys, tmp_path, small_model, words, message):
     refused(capsys, tmp_path, ["generate", small_model, "--prompt", "Once", *words], message)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--length", "0"], "found '0'"),
+        (["--length", "65"], "was trained on 64 in all"),
+        (["--length", "12", "--block-length", "8"], "no multiple of block length"),
+        (["--steps", "0"], "--steps"),
+        (["--temperature", "-1"], "0 or more is wanted"),
+        (["--system", "Be brief."], "Leave it out"),
+        (["--seed", "-1"], "--seed"),
+    ],
+)
+def test_a_talk_that_cannot_be(capsys, tmp_path, small_model, words, message):
+    refused(capsys, tmp_path, ["chat", small_model, *words], message)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--port", "99999"], "99999 cannot be had"),
+        (["--host", "nowhere.invalid"], "Choose another with --port or --host"),
+        (["--api-key", ""], "would let everybody in"),
+        (["--queue", "-1"], "--queue"),
+        (["--device", "gpu"], "Device 'gpu' cannot be used"),
+        (["--mask-token-id", "99999"], "is no row of"),
+    ],
+)
+def test_a_server_that_cannot_be(capsys, tmp_path, small_model, words, message):
+    pytest.importorskip("fastapi")
+    refused(capsys, tmp_path, ["serve", small_model, *words], message)
+
+
+def test_a_port_that_is_taken(capsys, tmp_path, small_model):
+    pytest.importorskip("fastapi")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused(capsys, tmp_path, ["serve", small_model, "--port", port], f"{port} cannot be had")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["plan", "tiny", "--seed", "-1"], "found '-1'"),
+        (["compare", "tiny", "-r", "rtn-2bit", "--seeds", "0"], "--seeds"),
+        (["bench", "tiny", "--length", "0"], "--length"),
+        (["evaluate", "tiny", "--sequences", "0"], "--sequences"),
+        (["report", "tiny", "--length", "0"], "--length"),
+        (["generate", "tiny", "--prompt", "Once", "--length", "many"], "found 'many'"),
+    ],
+)
+def test_a_number_that_means_nothing(capsys, tmp_path, words, message):
+    refused(capsys, tmp_path, words, message, "quant-dllm " + words[0])
+
+
+def test_a_demo_where_something_is(capsys, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "precious").write_text("mine")
+    refused(capsys, tmp_path, ["demo", "--out", tmp_path / "mine"], "is there already")
+    refused(capsys, tmp_path, ["demo", "--out", tmp_path / "mine" / "precious"], "already")
+    refused(capsys, tmp_path, ["demo", "--out", tmp_path / "mine" / "precious" / "x"], "a file")
+    refused(capsys, tmp_path, ["demo", "--out", "/proc/none/x"], "could not be made")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--length", "640"], "was trained on 64 in all"),
+        (["--temperature", "-1"], "0 or more is wanted"),
+        (["--prompt", ""], "The prompt is empty"),
+        (["--text", "nowhere.txt", "--length", "8"], "cannot be read"),
+        (["--against", "nowhere"], "Name the 16-bit model with --against"),
+        (["--compared", "nowhere"], "holds no records"),
+    ],
+)
+def test_a_report_that_cannot_be(capsys, tmp_path, quantized, words, message):
+    refused(capsys, tmp_path, ["report", quantized, *words], message)
 
 
 def test_models_of_two_vocabularies(capsys, tmp_path, small_model):

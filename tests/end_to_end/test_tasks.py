@@ -1,9 +1,8 @@
 """lm-eval's tasks, from local definitions: no network, no downloaded data set."""
 
-import gzip
 import json
 import logging
-import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,31 +12,10 @@ from quant_dllm.cli.main import main
 from quant_dllm.models.source import locate
 from tests.conftest import ROUNDED, SMALL_RECIPE
 
-pytest.importorskip("lm_eval")
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from tasks import CHOICE, DATA, WRITING, define, read
 
-DATA = Path(os.environ.get("QUANT_DLLM_DATA", Path(__file__).parents[3] / "shared" / "data"))
-CHOICE = """
-task: {name}
-dataset_path: json
-dataset_kwargs: {{data_files: {{validation: {file}}}}}
-validation_split: validation
-output_type: multiple_choice
-doc_to_text: "{{{{query}}}}"
-doc_to_choice: choices
-doc_to_target: gold
-metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
-"""
-WRITE = """
-task: {name}
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {file}}}}}
-test_split: test
-output_type: generate_until
-doc_to_text: "{{{{question}}}}"
-doc_to_target: "{{{{answer}}}}"
-generation_kwargs: {{until: ["\\n"], max_gen_toks: 8}}
-metric_list: [{{metric: exact_match}}]
-"""
+pytest.importorskip("lm_eval")
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +33,6 @@ def offline(tmp_path, monkeypatch):
     monkeypatch.setenv("QUANT_DLLM_CACHE", str(tmp_path / "cache"))
 
 
-def define(folder, name, template, rows):
-    file = folder / f"{name}.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / f"{name}.yaml").write_text(template.format(name=name, file=file))
-
-
 @pytest.fixture
 def tasks(tmp_path):
     folder = tmp_path / "tasks"
@@ -70,8 +42,8 @@ def tasks(tmp_path):
         {"query": f"Once {i} upon a time,", "choices": choices, "gold": i % 2} for i in range(4)
     ]
     define(folder, "choose_one", CHOICE, rows)
-    rows = [{"question": "Tom had a", "answer": "cat"}, {"question": "The", "answer": "end"}]
-    define(folder, "write_on", WRITE, rows)
+    rows = [{"context": "Tom had a", "answer": "cat"}, {"context": "The", "answer": "end"}]
+    define(folder, "write_on", WRITING, rows, tokens=8)
     return folder
 
 
@@ -110,7 +82,7 @@ def test_the_table_names_both_and_the_calls(capsys, small_model, tasks):
         (["--tasks", "no_such_task"], "lm-eval does not know the task no_such_task"),
         (["--suite", "quant-dlm"], "Did you mean 'quant-dllm'"),
         (["--tasks", "choose_one", "--draws", "12"], "1 or a multiple of 8"),
-        (["--tasks", "choose_one", "--limit", "0"], "want at least 1"),
+        (["--tasks", "choose_one", "--limit", "0"], "or equal to 1"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(capsys, small_model, words, message):
@@ -189,18 +161,14 @@ def test_lm_eval_knows_the_model_by_name():
     assert get_model("quant-dllm") is QuantDLLM
 
 
-@pytest.mark.skipif(not (DATA / "benchmarks").is_dir(), reason=f"no benchmarks in {DATA}")
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"no {DATA}")
 def test_real_tasks_on_tiny(capsys, tmp_path):
     if not (locate("tiny") / "model.safetensors").is_file():
         pytest.skip("tiny is not bundled")
     folder = tmp_path / "real"
     folder.mkdir()
-    with gzip.open(DATA / "benchmarks" / "piqa.jsonl.gz", "rt") as file:
-        define(folder, "local_piqa", CHOICE, [json.loads(next(file)) for _ in range(3)])
-    with gzip.open(DATA / "benchmarks" / "gsm8k.jsonl.gz", "rt") as file:
-        rows = [json.loads(next(file)) for _ in range(2)]
-    rows = [{"question": row["context"], "answer": row["answer"]} for row in rows]
-    define(folder, "local_gsm8k", WRITE, rows)
+    define(folder, "local_piqa", CHOICE, read("piqa")[:3])
+    define(folder, "local_gsm8k", WRITING, read("gsm8k")[:2], tokens=8)
     words = ["evaluate", "tiny", "--tasks", "local_piqa,local_gsm8k", "--task-path", folder,
              "--draws", 8, "--json"]  # fmt: skip
     assert main([str(w) for w in words]) == 0

@@ -9,6 +9,7 @@ import torch
 from quant_dllm.evaluation.divergence import divergence
 from quant_dllm.evaluation.likelihood import mean_and_error, nelbo
 from quant_dllm.evaluation.masks import at_ratio, stratified
+from quant_dllm.models.load import unloaded
 
 MASK = 5
 
@@ -105,3 +106,9 @@ def test_the_error_is_the_standard_error_of_the_mean():
     mean, error = mean_and_error(values)
     assert mean == 2.5
     assert error == pytest.approx(values.std().item() / 2)
+
+
+def test_a_16_bit_model_stores_16_bits_and_its_file_a_header():
+    bits = unloaded("tiny").bits()
+    assert bits.code == bits.stored == 16
+    assert 16 < bits.file < 16.01  # 6336 bytes over 8.3 million weights

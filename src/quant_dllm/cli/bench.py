@@ -14,12 +14,14 @@ def bench(
     shape: Annotated[
         str | None, typer.Option(help="Random weights of a published model: llada-8b.")
     ] = None,
-    layers: Annotated[int | None, typer.Option(help="Blocks of the shape; all if absent.")] = None,
-    order: Annotated[int, typer.Option(help="Planes of random packed weights.")] = 2,
-    length: Annotated[
-        list[int] | None, typer.Option(help="Tokens of a canvas; give it again for each.")
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="Blocks of the shape; all if absent.")
     ] = None,
-    runs: Annotated[int, typer.Option(help="Timed calls of each.")] = 5,
+    order: Annotated[int, typer.Option(min=1, help="Planes of random packed weights.")] = 2,
+    length: Annotated[
+        list[int] | None, typer.Option(min=1, help="Tokens of a canvas; give it again for each.")
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Timed calls of each.")] = 5,
     dtype: Annotated[str, typer.Option(help="bfloat16, float16, float32: of both.")] = "bfloat16",
     device: Device = "cpu",
     as_json: AsJson = False,

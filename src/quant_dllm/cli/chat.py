@@ -9,9 +9,15 @@ from quant_dllm.cli.options import AttentionBlock, Device, MaskTokenId, Model, S
 
 def chat(
     model: Model,
-    length: Annotated[int | None, typer.Option(help="Tokens of an answer; 128 if absent.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Model calls to plan for.")] = None,
-    block_length: Annotated[int | None, typer.Option(help="Tokens of a block.")] = None,
+    length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of an answer; 128 if absent.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Model calls to plan for; one a token if absent.")
+    ] = None,
+    block_length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a block, finished before the next.")
+    ] = None,
     temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token.")] = None,
     threshold: Annotated[
         float | None, typer.Option(help="Write all tokens at once that are this probable.")
@@ -33,13 +39,15 @@ def chat(
     """
     from quant_dllm.cli.talk import Talk
     from quant_dllm.generation.generate import checked
-    from quant_dllm.models.load import load
+    from quant_dllm.models.load import fill, unloaded, usable_device
 
     settings = checked(
         {"steps": steps, "block_length": block_length, "temperature": temperature,
          "threshold": threshold}
     )  # fmt: skip
-    loaded = load(
-        model, device=device, mask_token_id=mask_token_id, attention_block=attention_block
-    )
-    Talk(loaded, settings, length=length, system=system, seed=seed).run()
+    target = usable_device(device)
+    opened = unloaded(model, mask_token_id=mask_token_id, attention_block=attention_block)
+    talk = Talk(opened, settings, length=length, system=system, seed=seed)
+    talk.check()
+    fill(opened, device=target)
+    talk.run()

@@ -13,7 +13,7 @@ def compare(
     recipe: Annotated[
         list[str], typer.Option("-r", "--recipe", help="A recipe; give it again for each.")
     ],
-    seeds: Annotated[int, typer.Option(help="Calibrations of each, seeded 0, 1, …")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Calibrations of each, seeded 0, 1, …")] = 3,
     out: Annotated[
         Path | None,
         typer.Option("-o", "--out", help="Keep records, table and picture; runs are reused."),
@@ -22,9 +22,9 @@ def compare(
         Path | None, typer.Option(help="Text to calibrate on; the bundled stories for tiny.")
     ] = None,
     text: Text = None,
-    sequences: Annotated[int, typer.Option(help="Windows to measure on.")] = 64,
-    length: Annotated[int, typer.Option(help="Tokens of a window.")] = 256,
-    draws: Annotated[int, typer.Option(help="Masks a window for the bound.")] = 8,
+    sequences: Annotated[int, typer.Option(min=1, help="Windows to measure on.")] = 64,
+    length: Annotated[int, typer.Option(min=1, help="Tokens of a window.")] = 256,
+    draws: Annotated[int, typer.Option(min=1, help="Masks a window for the bound.")] = 8,
     device: Device = "cpu",
     mask_token_id: MaskTokenId = None,
     attention_block: AttentionBlock = None,

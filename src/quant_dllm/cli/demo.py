@@ -15,7 +15,8 @@ COLUMNS = ("model", "code bits", "bits/weight", "file bits/weight", "weights on 
 
 def demo(
     out: Annotated[
-        Path | None, typer.Option(help="Keep the checkpoints here; default: nowhere.")
+        Path | None,
+        typer.Option(help="New folder to keep the checkpoints in; they are thrown away if absent."),
     ] = None,
     tuned: Annotated[
         bool, typer.Option("--tuned", help="Run the default recipe too: five minutes more.")
@@ -30,20 +31,32 @@ def demo(
         with tempfile.TemporaryDirectory() as folder:
             _run(Path(folder), recipes)
     else:
+        _make(out)
         _run(out, recipes)
+
+
+def _make(out: Path) -> None:
+    """Make the folder, or refuse now and not after a minute."""
+    from quant_dllm.checkpoint.writer import refuse_existing
+    from quant_dllm.errors import CheckpointError
+
+    refuse_existing(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"{out} could not be made: {error.strerror}. Name another folder."
+        ) from None
 
 
 def _run(out: Path, recipes: tuple[str, ...]) -> None:
     from quant_dllm.checkpoint.folder import Folder
-    from quant_dllm.checkpoint.writer import refuse_existing
     from quant_dllm.cli.show import print_table, size, track
     from quant_dllm.evaluation.evaluate import Yardstick, held_out
     from quant_dllm.generation.generate import generate
     from quant_dllm.models.load import load
     from quant_dllm.pipeline.quantize import quantize
 
-    for recipe in recipes:
-        refuse_existing(out / recipe)
     base = load("tiny")
     windows = held_out(base, None, sequences=32, length=256, seed=0)
     yardstick = Yardstick(windows=windows, base=base, draws=4, track=track)

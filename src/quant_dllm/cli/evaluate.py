@@ -16,7 +16,6 @@ from quant_dllm.cli.options import (
     Seed,
     Text,
 )
-from quant_dllm.errors import RequestError
 
 
 def evaluate(
@@ -25,12 +24,13 @@ def evaluate(
         str | None, typer.Option(metavar="BASE", help="The 16-bit model to compare with.")
     ] = None,
     text: Text = None,
-    sequences: Annotated[int, typer.Option(help="Windows of text.")] = 64,
+    sequences: Annotated[int, typer.Option(min=1, help="Windows of text.")] = 64,
     length: Annotated[
-        int | None, typer.Option(help="Tokens of a window, 256; with tasks: tokens to write.")
+        int | None,
+        typer.Option(min=1, help="Tokens of a window, 256; with tasks: tokens to write."),
     ] = None,
     draws: Annotated[
-        int | None, typer.Option(help="Masks a window, 8; with tasks: masks an answer.")
+        int | None, typer.Option(min=1, help="Masks a window, 8; with tasks: masks an answer.")
     ] = None,
     tasks: Annotated[
         str | None, typer.Option(metavar="NAME,…", help="Score lm-eval's tasks instead.")
@@ -38,8 +38,10 @@ def evaluate(
     suite: Annotated[
         str | None, typer.Option(help="A set of tasks: quant-dllm (the paper's), math-code.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Questions a task.")] = None,
-    shots: Annotated[int | None, typer.Option(help="Examples in the prompts of tasks.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions a task.")] = None,
+    shots: Annotated[
+        int | None, typer.Option(min=0, help="Examples in the prompts of tasks.")
+    ] = None,
     task_path: Annotated[
         Path | None, typer.Option(help="Folder of further task definitions.")
     ] = None,
@@ -61,8 +63,6 @@ def evaluate(
         "seed": seed, "device": device, "mask_token_id": mask_token_id,
         "attention_block": attention_block,
     }  # fmt: skip
-    if any(n is not None and n < 1 for n in (limit, length, draws)) or (shots or 0) < 0:
-        raise RequestError("--limit, --length and --draws want at least 1, --shots at least 0.")
     if launched(gpus):
         return
     if tasks or suite:

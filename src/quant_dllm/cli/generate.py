@@ -9,8 +9,10 @@ from quant_dllm.cli.options import AsJson, AttentionBlock, Device, MaskTokenId, 
 
 def generate(
     model: Model,
-    prompt: Annotated[str, typer.Option(metavar="TEXT", help="Text that the answer follows.")],
-    length: Annotated[int, typer.Option(help="Tokens to write.")] = 128,
+    prompt: Annotated[
+        str, typer.Option(metavar="TEXT", help="Text that the answer follows, a token or more.")
+    ],
+    length: Annotated[int, typer.Option(min=1, help="Tokens to write.")] = 128,
     chat: Annotated[
         bool, typer.Option("--chat", help="The text is a user's turn, for the chat template.")
     ] = False,
@@ -18,8 +20,12 @@ def generate(
         str | None,
         typer.Option(help="What is written first: confidence, entropy, margin or random."),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Model calls to plan for.")] = None,
-    block_length: Annotated[int | None, typer.Option(help="Tokens of a block.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Model calls to plan for; one a token if absent.")
+    ] = None,
+    block_length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a block, finished before the next.")
+    ] = None,
     temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token.")] = None,
     top_p: Annotated[
         float | None, typer.Option(help="Draw from the likeliest tokens of this probability.")
@@ -53,9 +59,8 @@ def generate(
     import sys
 
     from quant_dllm.cli.show import canvas_shower, print_json, track
-    from quant_dllm.generation.generate import checked
+    from quant_dllm.generation.generate import checked, ready
     from quant_dllm.generation.generate import generate as run
-    from quant_dllm.models.load import load
     from quant_dllm.track import silent
 
     settings = checked(
@@ -65,9 +70,10 @@ def generate(
             "editing": editing, "guidance": cfg, "cache": cache,
         }
     )  # fmt: skip
-    loaded = load(
-        model, device=device, mask_token_id=mask_token_id, attention_block=attention_block
-    )
+    loaded = ready(
+        model, prompt, settings, device=device, mask_token_id=mask_token_id,
+        attention_block=attention_block, length=length, chat=chat,
+    )  # fmt: skip
     with canvas_shower(loaded.tokenizer, loaded.mask_token_id, stream) as show:
         found = run(
             loaded, prompt, length=length, chat=chat, seed=seed, on_step=show,

@@ -95,10 +95,17 @@ def main(argv: list[str] | None = None) -> int:
     except QuantDLLMError as error:
         return _refuse(verb, str(error))
     except Refusal as error:
-        return _refuse(verb, f"{error.format_message().rstrip('.')}. See quant-dllm {verb} --help.")
+        return _refuse(verb, f"{_said(error)}. See quant-dllm {verb} --help.")
     except (KeyboardInterrupt, typer.Abort):
         print(f"quant-dllm {verb}: stopped; nothing half-written is left.", file=sys.stderr)
         return STOPPED
+
+
+def _said(error: Any) -> str:
+    """Write what is wrong with a word; where it came from pydantic, it does not say what it was."""
+    message = error.format_message().rstrip(".")
+    errors = getattr(error.__cause__, "errors", None)
+    return f"{message}; found {errors()[0]['input']!r}" if errors else message
 
 
 def _refuse(verb: str, message: str) -> int:

@@ -7,7 +7,9 @@ import typer
 
 Model = Annotated[str, typer.Argument(help="A folder, 'tiny', or a Hugging Face id.")]
 Device = Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda, cuda:1 …")]
-Seed = Annotated[int, typer.Option("--seed", help="Equal seeds give equal results.")]
+Seed = Annotated[
+    int, typer.Option("--seed", min=0, max=1 << 62, help="Equal seeds give equal results.")
+]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")
 ]

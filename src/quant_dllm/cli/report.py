@@ -21,9 +21,9 @@ def report(
     prompt: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="What both models write on from.")
     ] = None,
-    length: Annotated[int, typer.Option(help="Tokens of each text.")] = 64,
+    length: Annotated[int, typer.Option(min=1, help="Tokens of each text.")] = 64,
     temperature: Annotated[float | None, typer.Option(help="Of the texts.")] = None,
-    sequences: Annotated[int, typer.Option(help="Windows of held-out text.")] = 32,
+    sequences: Annotated[int, typer.Option(min=1, help="Windows of held-out text.")] = 32,
     compared: Annotated[
         Path | None, typer.Option(metavar="DIR", help="What quant-dllm compare -o DIR kept.")
     ] = None,

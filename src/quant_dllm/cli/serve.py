@@ -36,27 +36,28 @@ def serve(
     from importlib.util import find_spec
     from pathlib import PurePath
 
-    from quant_dllm.errors import ModelError, RequestError
+    from quant_dllm.errors import RequestError
 
     if any(find_spec(needed) is None for needed in ("fastapi", "uvicorn", "prometheus_client")):
         raise RequestError(
             "Serving needs FastAPI and uvicorn, which are not installed. "
             "Run: pip install 'quant-dllm[serve]'"
         )
-    from quant_dllm.cli.listen import listen
-    from quant_dllm.models.load import load
+    if api_key == "":
+        raise RequestError(
+            "--api-key is empty, which would let everybody in. Give a key, or leave the option out."
+        )
+    from quant_dllm.cli.listen import bound, listen
+    from quant_dllm.generation.generate import begin
+    from quant_dllm.models.load import fill, unloaded, usable_device
     from quant_dllm.server.app import application
     from quant_dllm.server.engine import Engine
     from quant_dllm.server.guard import Guard
 
-    loaded = load(
-        model, device=device, mask_token_id=mask_token_id, attention_block=attention_block
-    )
-    if loaded.tokenizer is None:
-        raise ModelError(
-            f"{loaded.source.folder.path} has no tokenizer, so that no text can be written. "
-            "Copy tokenizer.json beside the weights."
-        )
+    target = usable_device(device)
+    opened = unloaded(model, mask_token_id=mask_token_id, attention_block=attention_block)
+    begin(opened, "a", {}, length=1)  # refuses a model that could answer nobody
     called = name or (PurePath(model).name if PurePath(model).is_absolute() else model)
-    engine = Engine(loaded, called, queue=queue, timeout=timeout)
-    listen(application(engine, Guard(api_key or None, max_body)), called, host, port)
+    with bound(host, port) as address:
+        engine = Engine(fill(opened, device=target), called, queue=queue, timeout=timeout)
+        listen(application(engine, Guard(api_key, max_body)), called, address)

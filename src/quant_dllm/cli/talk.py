@@ -6,14 +6,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quant_dllm.cli.canvas import caption, drawn
-from quant_dllm.errors import ModelError, QuantDLLMError
+from quant_dllm.errors import QuantDLLMError, RequestError
 from quant_dllm.generation.chat import Message, chat_prompt, has_chat_template
-from quant_dllm.generation.draft import Draft
+from quant_dllm.generation.draft import Draft, check_tokenizer
 from quant_dllm.generation.generate import chosen_sampling
 from quant_dllm.models.model import DiffusionLM
 
 ANSWER = 128  # tokens, where the context has room for them
 LEAST = 8  # tokens that an answer needs: older turns are forgotten for them
+SHORTEST = "a"  # a line that every answer can follow, if any
 
 
 @dataclass
@@ -33,12 +34,24 @@ class Talk:
 
     def __post_init__(self) -> None:
         """Refuse a model that cannot read."""
-        if self.model.tokenizer is None:
-            raise ModelError(
-                f"{self.model.source.folder.path} has no tokenizer, so that no text can be "
-                "written. Copy tokenizer.json beside the weights."
-            )
+        check_tokenizer(self.model)
         self.instructed = has_chat_template(self.model.tokenizer)
+
+    def check(self) -> None:
+        """Refuse settings with which no line could be answered.
+
+        Raises:
+            RequestError: Numbers that do not divide, an answer longer than the context, a system
+                text for a model without turns.
+        """
+        if self.system is not None and not self.instructed:
+            raise RequestError(
+                f"{self.model.source.name} has no chat template, so that --system TEXT would not "
+                "be read. Leave it out, or write it in front of a line."
+            )
+        self.turns = [{"role": "user", "content": SHORTEST}]
+        self._begin(SHORTEST)
+        self.turns = []
 
     def run(self) -> None:
         """Answer line after line until there is none."""

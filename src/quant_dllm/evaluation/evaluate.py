@@ -18,7 +18,7 @@ from quant_dllm.evaluation.likelihood import mean_and_error, nelbo
 from quant_dllm.evaluation.masks import MASK_RATIOS, at_ratio, stratified
 from quant_dllm.evaluation.remembering import Remembering
 from quant_dllm.models.bundled import bundled_text
-from quant_dllm.models.load import load
+from quant_dllm.models.load import fill, unloaded, usable_device
 from quant_dllm.models.model import DiffusionLM
 from quant_dllm.record import Bits
 from quant_dllm.track import Track, silent
@@ -123,12 +123,7 @@ class Yardstick:
         return nelbo(model, self.windows, hidden, self.track, block)
 
     def _compare(self, model: DiffusionLM, base: DiffusionLM, bound: Tensor) -> dict[str, Any]:
-        ours, theirs = model.source.config.vocab, base.source.config.vocab
-        if ours != theirs:
-            raise RequestError(
-                f"{model.source.name} has {ours} tokens and {base.source.name} {theirs}; "
-                "two models of one vocabulary can be compared."
-            )
+        check_vocabularies(model, base)
         kls, sames = [], []
         for i, ratio in enumerate(MASK_RATIOS):
             n, length = self.windows.shape
@@ -167,7 +162,7 @@ def evaluate(
     """Measure a model on text that it has not seen.
 
     Args:
-        model: A model, or what `load` takes.
+        model: A model, or what `load` takes; the weights of an `unloaded` one are read.
         against: The 16-bit model to compare with.
         text: Text file; the bundled held-out stories for ``tiny`` and what was made of it.
         sequences: Windows of text.
@@ -190,20 +185,42 @@ def evaluate(
             "at least one of each is wanted."
         )
 
-    def loaded(m: str | Path | DiffusionLM) -> DiffusionLM:
+    target = usable_device(device)
+
+    def opened(m: str | Path | DiffusionLM) -> DiffusionLM:
         if isinstance(m, DiffusionLM):
             return m
-        return load(m, device=device, mask_token_id=mask_token_id, attention_block=attention_block)
+        return unloaded(m, mask_token_id=mask_token_id, attention_block=attention_block)
 
-    measured = loaded(model)
+    def filled(m: DiffusionLM) -> DiffusionLM:
+        return fill(m, device=target) if m.device.type == "meta" else m
+
+    measured, base = opened(model), None if against is None else opened(against)
+    windows = held_out(measured, text, sequences=sequences, length=length, seed=seed)
+    if base is not None:
+        check_vocabularies(measured, base)
     yardstick = Yardstick(
-        windows=held_out(measured, text, sequences=sequences, length=length, seed=seed),
-        base=None if against is None else loaded(against),
+        windows=windows,
+        base=None if base is None else filled(base),
         draws=draws,
         seed=seed,
         track=track,
     )
-    return yardstick.measure(measured)
+    return yardstick.measure(filled(measured))
+
+
+def check_vocabularies(model: DiffusionLM, base: DiffusionLM) -> None:
+    """Refuse two models whose predictions cannot be compared.
+
+    Raises:
+        RequestError: They have different vocabularies.
+    """
+    ours, theirs = model.source.config.vocab, base.source.config.vocab
+    if ours != theirs:
+        raise RequestError(
+            f"{model.source.name} has {ours} tokens and {base.source.name} {theirs}; "
+            "two models of one vocabulary can be compared."
+        )
 
 
 def held_out(

@@ -8,10 +8,10 @@ from typing import Any
 from quant_dllm.errors import ModelError, RequestError
 from quant_dllm.evaluation.compare import read_records
 from quant_dllm.evaluation.evaluate import evaluate
-from quant_dllm.generation.chat import chat_prompt, has_chat_template
+from quant_dllm.generation.chat import has_chat_template
 from quant_dllm.generation.draft import Draft
-from quant_dllm.generation.generate import chosen_sampling
-from quant_dllm.models.load import load
+from quant_dllm.generation.generate import begin, checked
+from quant_dllm.models.load import unloaded
 from quant_dllm.models.model import DiffusionLM
 from quant_dllm.pipeline.leave import COMPARED, gather, write
 from quant_dllm.record import BASE
@@ -55,29 +55,29 @@ def measure(
         QuantDLLMError: What `load` and `evaluate` raise.
     """
     record = gather(out).record
-    told = {"device": device, "mask_token_id": record.mask_token_id}
-    model = load(out, **told)
+    model = unloaded(out, mask_token_id=record.mask_token_id)
     block = model.source.config.attention_block or 0
     name = against or record.base_model
     try:
-        base = load(name, attention_block=block, **told)
+        base = unloaded(name, mask_token_id=record.mask_token_id, attention_block=block)
     except ModelError as error:
         raise RequestError(
             f"{out} was made from {name}, which cannot be opened ({error}) Name the 16-bit model "
             "with --against."
         ) from None
-    found = evaluate(model, base, text, sequences=sequences, seed=seed, track=track)
-    chat = has_chat_template(model.tokenizer)
     settings = {"length": length, "temperature": temperature, "seed": seed}
+    prompts = prompts or (QUESTIONS if has_chat_template(model.tokenizer) else PROMPTS)
+    for prompt in prompts:
+        _begin(model, prompt, **settings)  # refuses before the weights are read
+    found = evaluate(model, base, text, sequences=sequences, seed=seed, device=device, track=track)
     bits = f"{record.bits.code:.2g}-bit"
     samples = [
         Sample(
             prompt=prompt,
-            answers=[_write(m, label, prompt, chat, **settings)
+            answers=[_write(_begin(m, prompt, **settings), label)
                      for label, m in ((BASE, base), (bits, model))],
         )
-        for prompt in track(prompts or (QUESTIONS if chat else PROMPTS), "writing",
-                            len(prompts) or 2)
+        for prompt in track(prompts, "writing", len(prompts))
     ]  # fmt: skip
     return Measured(base=name, evaluation=asdict(found), samples=samples, settings=settings)
 
@@ -97,22 +97,19 @@ def add_comparison(out: Path, compared: Path) -> None:
     write(out / COMPARED, path.read_text())
 
 
-def _write(
-    model: DiffusionLM,
-    label: str,
-    prompt: str,
-    chat: bool,
-    *,
-    length: int,
-    temperature: float | None,
-    seed: int,
-) -> Written:
+def _begin(
+    model: DiffusionLM, prompt: str, *, length: int, temperature: float | None, seed: int
+) -> Draft:
+    """Lay out a text; an instructed model is asked, another writes on."""
+    chat = has_chat_template(model.tokenizer)
+    given = checked({"temperature": temperature})
+    return begin(model, prompt, given, length=length, chat=chat, seed=seed, watched=True)
+
+
+def _write(draft: Draft, label: str) -> Written:
     """Let a model write, and note every token as it comes."""
-    sampling = chosen_sampling(model, length, {"temperature": temperature} if temperature else {})
-    asked = chat_prompt(model.tokenizer, prompt, model.source.name) if chat else prompt
-    draft = Draft.begin(model, asked, sampling, length=length, seed=seed, watched=True)
     events: list[tuple[int, int, str, float]] = []
-    before: list[Any] = [(None, 0.0)] * length
+    before: list[Any] = [(None, 0.0)] * draft.length
     for _ in draft.steps():
         now = draft.cells()
         events += [
@@ -123,7 +120,11 @@ def _write(
         before = now
     events = _up_to_the_end(draft, events)
     return Written(
-        name=label, length=length, steps=draft.step, seconds=round(draft.seconds, 2), events=events
+        name=label,
+        length=draft.length,
+        steps=draft.step,
+        seconds=round(draft.seconds, 2),
+        events=events,
     )
 
 

@@ -17,6 +17,19 @@ from quant_dllm.models.model import DiffusionLM
 from quant_dllm.models.sampling import Sampling
 
 
+def check_tokenizer(model: DiffusionLM) -> None:
+    """Refuse a model that can neither read nor write text.
+
+    Raises:
+        ModelError: It has no tokenizer.
+    """
+    if model.tokenizer is None:
+        raise ModelError(
+            f"{model.source.folder.path} has no tokenizer, so that no text can be written. "
+            "Copy tokenizer.json beside the weights."
+        )
+
+
 class Listening:
     """A denoiser that remembers the logits of its last call, to tell how sure the model was."""
 
@@ -83,19 +96,20 @@ class Draft:
         """Check that the answer can be written, and lay out its canvas.
 
         Raises:
-            RequestError: Numbers that do not divide, or a canvas longer than the model's context.
+            RequestError: An empty prompt, numbers that do not divide, or a canvas longer than the
+                model's context.
             ModelError: The model has no tokenizer.
         """
-        if model.tokenizer is None:
-            raise ModelError(
-                f"{model.source.folder.path} has no tokenizer, so that no text can be written. "
-                "Copy tokenizer.json beside the weights."
-            )
+        check_tokenizer(model)
         ids = model.tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
         start, block = ids.shape[1], model.source.config.attention_block
+        if not start:
+            raise RequestError(
+                "The prompt is empty; at least one token is wanted, which the answer follows."
+            )
         if start + length > model.source.config.context:
             raise RequestError(
-                f"The prompt has {start} tokens and {length} are to be written; "
+                f"The prompt has {start} token{'s' * (start > 1)} and {length} are to be written; "
                 f"{model.source.name} was trained on {model.source.config.context} in all. "
                 "Shorten one of them."
             )

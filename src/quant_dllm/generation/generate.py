@@ -10,8 +10,8 @@ from torch import Tensor
 
 from quant_dllm.errors import RequestError, hint
 from quant_dllm.generation.chat import chat_prompt
-from quant_dllm.generation.draft import Draft
-from quant_dllm.models.load import load
+from quant_dllm.generation.draft import Draft, check_tokenizer
+from quant_dllm.models.load import fill, unloaded, usable_device
 from quant_dllm.models.model import DiffusionLM
 from quant_dllm.models.sampling import Sampling
 from quant_dllm.track import Track, silent
@@ -76,32 +76,76 @@ def generate(
             theirs.
 
     Raises:
-        RequestError: Numbers that do not divide, a setting that means nothing, a canvas longer
-            than the model's context, no chat template.
+        RequestError: An empty prompt, numbers that do not divide, a setting that means nothing, a
+            canvas longer than the model's context, no chat template.
         ModelError: The model has no tokenizer.
         QuantDLLMError: What `load` raises.
     """
     settings = checked(settings)
+    told = {"length": length, "chat": chat, "stop": stop, "seed": seed}
     if not isinstance(model, DiffusionLM):
-        model = load(
-            model, device=device, mask_token_id=mask_token_id, attention_block=attention_block
-        )
-    sampling = chosen_sampling(model, length, settings)
-    asked = prompt
-    if chat and model.tokenizer is not None:
-        asked = chat_prompt(model.tokenizer, prompt, model.source.name)
-    draft = Draft.begin(model, asked, sampling, length=length, seed=seed, stop=stop)
+        model = ready(
+            model, prompt, settings, device=device, mask_token_id=mask_token_id,
+            attention_block=attention_block, **told,
+        )  # fmt: skip
+    draft = begin(model, prompt, settings, **told)
     for canvas in track(draft.steps(), "denoising", draft.planned):
         if on_step:
             on_step(canvas)
     return Generation(
-        prompt=asked,
+        prompt=draft.prompt,
         text=draft.text,
         token_ids=draft.token_ids,
         calls=draft.denoiser.calls,
         positions=draft.denoiser.positions,
         seconds=round(draft.seconds, 2),
-        sampling=sampling,
+        sampling=draft.sampling,
+    )
+
+
+def ready(
+    model: str | Path,
+    prompt: str,
+    settings: dict[str, Any],
+    *,
+    device: str | torch.device = "cpu",
+    mask_token_id: int | None = None,
+    attention_block: int | None = None,
+    **told: Any,
+) -> DiffusionLM:
+    """Load a model for an answer; refuse what cannot be written before the weights are read.
+
+    Raises:
+        QuantDLLMError: See `generate`.
+    """
+    target = usable_device(device)
+    opened = unloaded(model, mask_token_id=mask_token_id, attention_block=attention_block)
+    begin(opened, prompt, settings, **told)
+    return fill(opened, device=target)
+
+
+def begin(
+    model: DiffusionLM,
+    prompt: str,
+    settings: dict[str, Any],
+    *,
+    length: int,
+    chat: bool = False,
+    stop: bool = True,
+    seed: int = 0,
+    watched: bool = False,
+) -> Draft:
+    """Lay out an answer; of a model without weights, that says whether it could be written.
+
+    Raises:
+        RequestError, ModelError: See `generate`.
+    """
+    sampling = chosen_sampling(model, length, settings)
+    if chat:
+        check_tokenizer(model)
+        prompt = chat_prompt(model.tokenizer, prompt, model.source.name)
+    return Draft.begin(
+        model, prompt, sampling, length=length, seed=seed, stop=stop, watched=watched
     )
 
 

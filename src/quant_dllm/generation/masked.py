@@ -43,10 +43,9 @@ def check_schedule(length: int, steps: int, block_length: int) -> None:
     Raises:
         RequestError: Says which, and what would do.
     """
-    if min(length, steps, block_length) < 1:
-        raise RequestError(
-            f"length {length}, steps {steps} and block length {block_length} must be at least 1."
-        )
+    for name, value in (("length", length), ("steps", steps), ("block length", block_length)):
+        if value < 1:
+            raise RequestError(f"{name} is {value}; 1 or more is wanted.")
     if length % block_length:
         raise RequestError(
             f"length {length} is no multiple of block length {block_length}; "

@@ -53,12 +53,55 @@ def load(
         CheckpointError: A packed checkpoint of a later format, one that lacks tensors, or one whose
             packed tensors are not those that were written.
     """
-    began, peak = time.monotonic(), PeakMemory()
+    target = usable_device(device)
+    opened = unloaded(model, mask_token_id=mask_token_id, attention_block=attention_block)
+    return fill(opened, device=target, dtype=dtype)
+
+
+def unloaded(
+    model: str | Path, *, mask_token_id: int | None = None, attention_block: int | None = None
+) -> DiffusionLM:
+    """Open a model without its weights, which stay on the meta device.
+
+    A request can be held against it, and refused, before anything large is read; `fill` does the
+    rest.
+
+    Args:
+        model: A folder, ``"tiny"``, or a Hugging Face id.
+        mask_token_id: The mask token, where the folder does not say.
+        attention_block: See `open_model`.
+
+    Raises:
+        QuantDLLMError: What `load` raises, but for what only the weights can tell.
+    """
     source = open_model(model, attention_block)
-    target = local_device(usable_device(device))
     backbone = empty_backbone(source)
-    kind = dtype or default_dtype(target)
     source.check(backbone)
+    if mask_token_id is not None:
+        mask_token_id = resolve_mask_token(source, mask_token_id, None)
+    return DiffusionLM(source, backbone, mask_token_id).eval()
+
+
+def fill(
+    model: DiffusionLM,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> DiffusionLM:
+    """Read the weights of an `unloaded` model, each tensor from its file to its place.
+
+    Args:
+        model: The model; it is changed and returned.
+        device: Where to put it.
+        dtype: See `load`.
+
+    Raises:
+        CheckpointError: The packed tensors are not those that were written.
+    """
+    began, peak = time.monotonic(), PeakMemory()
+    source, backbone = model.source, model.backbone
+    target = local_device(usable_device(device))
+    kind = dtype or default_dtype(target)
     packed = Fingerprint()
     for name in backbone.state_dict():
         tensor = source.tensor(name)
@@ -74,14 +117,12 @@ def load(
             layer.dtype = kind
         if isinstance(layer, QuantLinear):
             layer.prepare(torch.empty(0, layer.in_features, dtype=kind, device=target))
-    if mask_token_id is not None:
-        mask_token_id = resolve_mask_token(source, mask_token_id, None)
     logger.info(
         "loaded %s: %.1f MB of weights in %.2f s, peak memory %.0f MB",
         source.name, source.folder.weight_bytes / 1e6, time.monotonic() - began,
         (peak.process or 0) / 1e6,
     )  # fmt: skip
-    return DiffusionLM(source, backbone, mask_token_id).eval()
+    return model
 
 
 def packed_weight(source: Source, slot: str, device: torch.device) -> QuantizedWeight:

@@ -128,16 +128,22 @@ class DiffusionLM(nn.Module):
         return self
 
     def bits(self) -> Bits:
-        """Count bits a weight: codes, all that the blocks' layers store, and the weight files."""
+        """Count bits a weight: codes, all that the blocks' layers store, and the weight files.
+
+        A layer at 16 bits is its own code. The files have headers too, which a small model's bits
+        show: 16.01 of tiny's.
+        """
         sizes, code, stored = [], [], []
         for layer in self.packed():
             weight = layer.weight  # one at a time: a kernel's layout is restored for it
             sizes.append(weight.out_features * weight.in_features)
             code.append(weight.code_bits)
             stored.append(weight.stored_bits)
-        file = 8 * self.source.folder.weight_bytes / self.source.parameters()
         if not sizes:
-            return Bits(code=file, stored=file, file=file)
+            names = [f"{slot}.weight" for slot in self.source.layers]
+            sizes = [self.backbone.get_parameter(name).numel() for name in names]
+            code = stored = [8.0 * self.source.dtype(name).itemsize for name in names]
+        file = 8 * self.source.folder.weight_bytes / self.source.parameters()
         return Bits.average(sizes, code, stored, file)
 
 

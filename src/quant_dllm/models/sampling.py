@@ -1,6 +1,7 @@
 """How text is drawn from a denoiser: numbers and names only, so that a family can hold its own."""
 
 from dataclasses import dataclass
+from math import inf
 
 from quant_dllm.errors import RequestError, UnknownNameError
 
@@ -47,8 +48,12 @@ class Sampling:
         for name, known in (("remasking", REMASKINGS), ("cache", CACHES)):
             if getattr(self, name) not in known:
                 raise UnknownNameError(name, getattr(self, name), known)
+        for name in ("block_length", "steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise RequestError(f"{name} is {value}; 1 or more is wanted.")
         for name in ("temperature", "guidance"):
-            if not getattr(self, name) >= 0:
+            if not 0 <= getattr(self, name) < inf:
                 raise RequestError(f"{name} is {getattr(self, name):g}; 0 or more is wanted.")
         for name in ("top_p", "threshold", "editing"):
             value = getattr(self, name)

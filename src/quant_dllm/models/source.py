@@ -152,6 +152,10 @@ class Source:
         """Read one tensor by its name in the network."""
         return self.folder.tensor(self.family.upstream(name))
 
+    def dtype(self, name: str) -> torch.dtype:
+        """Read one tensor's type by its name in the network."""
+        return self.folder.dtype(self.family.upstream(name))
+
 
 def locate(model: str | Path) -> Path:
     """Return the folder of a model: itself, the bundled ``tiny``, or a download from the Hub.
