@@ -79,8 +79,12 @@ class Yardstick:
     seed: int = 0
     track: Track = silent
 
-    def measure(self, model: DiffusionLM) -> Evaluation:
+    def measure(self, model: DiffusionLM, bits: Bits | None = None) -> Evaluation:
         """Measure a model.
+
+        Args:
+            model: It may be unpacked.
+            bits: Its bits, counted before it was.
 
         Raises:
             RequestError: The base has another vocabulary.
@@ -96,7 +100,7 @@ class Yardstick:
             nelbo=mean,
             nelbo_stderr=error,
             perplexity=math.exp(min(mean, 700.0)),
-            bits=model.bits(),
+            bits=bits or model.bits(),
             sequences=sequences,
             length=length,
             draws=self.draws,
