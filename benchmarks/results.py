@@ -59,6 +59,12 @@ SECTIONS = (
         (*OURS, *(f"{name}-2bit" for name in UNIFORM), "billm", "arb-llm"),
     ),
     Section(
+        "One to four bits",
+        "The default recipe and the published code's form at other budgets.",
+        tuple(f"quant-dllm-{bits}bit{form}" for form in ("", "-release")
+              for bits in ("1", "1.5", "2", "3", "4") if (bits, form) != ("1.5", "-release")),
+    ),
+    Section(
         "Three and four bits",
         "The uniform methods with more bits: how far two bits are from where it stops to matter.",
         tuple(f"{name}-{bits}bit" for bits in (3, 4) for name in UNIFORM),
@@ -187,7 +193,7 @@ def part(name: str, found: list[ComparisonRecord]) -> str:
         f"window, shared by all; ± is the deviation over {seeds} calibrations.\n",
         f"![Stored bits against KL](results-{name}.png)\n",
     ]
-    packed = [row for row in table.values() if not row.name.startswith("ablation")]
+    packed = [row for row in table.values() if not row.name.startswith(("ablation", "ladder"))]
     draw(packed, ROOT / "docs" / f"results-{name}.png", f"{name}: every method")
     for section in SECTIONS:
         chosen = [table[r] for r in (BASE, *section.recipes) if r in table]
@@ -226,7 +232,7 @@ def answer(yes: Row, no: Row) -> tuple[str, ...]:
         for r in RATIOS
     ]
     error = CERTAIN * change.deviation / math.sqrt(len(pairs))
-    verdict = "one seed" if len(pairs) < 3 else "unclear" if abs(change.mean) < error else (
+    verdict = f"{len(pairs)} of 3 seeds" if len(pairs) < 3 else "unclear" if abs(change.mean) < error else (
         "yes" if change.mean < 0 else "no: worse")  # fmt: skip
     return (
         f"{yes.kl.mean:.4f}", f"{no.kl.mean:.4f}", change.text(4),

@@ -1,15 +1,22 @@
 """The picture of a comparison: stored bits against the distance from the 16-bit model."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from quant_dllm.errors import RequestError
 from quant_dllm.record import BASE
 from quant_dllm.report.table import Row
 
+OURS = "#ea580c"
+WIDTH, HEIGHT = 120, 11  # of a label, points
+
 
 def draw(rows: Sequence[Row], path: Path, title: str) -> None:
     """Draw KL against stored bits, a point a recipe with its spread, and the lower edge of all.
+
+    Recipes of one method at several numbers of bits have one colour.
 
     Raises:
         RequestError: matplotlib is not installed.
@@ -20,20 +27,16 @@ def draw(rows: Sequence[Row], path: Path, title: str) -> None:
         raise RequestError(
             "Pictures need matplotlib, which is not installed. pip install 'quant-dllm[report]'"
         ) from None
-    shown = [row for row in rows if row.name != BASE]
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    shown = sorted((row for row in rows if row.name != BASE), key=lambda row: -row.kl.mean)
+    methods = list(dict.fromkeys(method(row.name) for row in shown))
+    figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.subplots()
-    for i, row in enumerate(shown):
-        kl = row.kl
-        ours = row.name.startswith("quant-dllm")
+    for row in shown:
+        kl, ours = row.kl, row.name.startswith("quant-dllm")
         axes.errorbar(
             row.stored_bits, kl.mean, yerr=0 if kl.deviation != kl.deviation else kl.deviation,
-            fmt="o" if ours else "s", color="#ea580c" if ours else f"C{i % 10}", markersize=7,
-            capsize=3,
-        )  # fmt: skip
-        axes.annotate(
-            row.name, (row.stored_bits, kl.mean), xytext=(7, 4), textcoords="offset points",
-            fontsize=8,
+            fmt="o" if ours else "s", capsize=3, markersize=7,
+            color=OURS if ours else f"C{methods.index(method(row.name)) % 10}",
         )  # fmt: skip
     edge = lower_edge([(row.stored_bits, row.kl.mean) for row in shown])
     axes.step(*zip(*edge, strict=True), where="post", color="#9ca3af", linewidth=1, zorder=0)
@@ -43,7 +46,29 @@ def draw(rows: Sequence[Row], path: Path, title: str) -> None:
     axes.set_ylabel("KL to the 16-bit model at masked positions, nats")
     axes.set_title(title, loc="left")
     axes.grid(alpha=0.25, which="both")
+    _label(figure, axes, shown)
     figure.savefig(path, dpi=130)
+
+
+def method(recipe: str) -> str:
+    """Return a recipe's name without its bits."""
+    return re.sub(r"-[\d.]+bit", "", recipe)
+
+
+def _label(figure: Any, axes: Any, rows: Sequence[Row]) -> None:
+    """Name the points from the highest to the lowest, none over another's name."""
+    figure.draw_without_rendering()  # the axes have their places now
+    taken: list[tuple[float, float]] = []
+    for row in rows:
+        point = (row.stored_bits, row.kl.mean)
+        x, y = (float(pixel) * 72 / figure.dpi for pixel in axes.transData.transform(point))
+        label = y - 3
+        while any(abs(x - a) < WIDTH and abs(label - b) < HEIGHT for a, b in taken):
+            label -= HEIGHT
+        taken.append((x, label))
+        axes.annotate(
+            row.name, point, xytext=(7, label - y), textcoords="offset points", fontsize=8
+        )
 
 
 def lower_edge(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
