@@ -10,7 +10,7 @@ from quant_dllm.record import BASE
 from quant_dllm.report.table import Row
 
 OURS = "#ea580c"
-WIDTH, HEIGHT = 120, 11  # of a label, points
+LETTER, LINE, MARK = 4.6, 10, 6  # a letter's width, a line's height, half a mark, in points
 
 
 def draw(rows: Sequence[Row], path: Path, title: str) -> None:
@@ -56,19 +56,23 @@ def method(recipe: str) -> str:
 
 
 def _label(figure: Any, axes: Any, rows: Sequence[Row]) -> None:
-    """Name the points from the highest to the lowest, none over another's name."""
+    """Name the points, each name at the nearest height where it hides no mark and no other name."""
     figure.draw_without_rendering()  # the axes have their places now
-    taken: list[tuple[float, float]] = []
-    for row in rows:
-        point = (row.stored_bits, row.kl.mean)
-        x, y = (float(pixel) * 72 / figure.dpi for pixel in axes.transData.transform(point))
-        label = y - 3
-        while any(abs(x - a) < WIDTH and abs(label - b) < HEIGHT for a, b in taken):
-            label -= HEIGHT
-        taken.append((x, label))
-        axes.annotate(
-            row.name, point, xytext=(7, label - y), textcoords="offset points", fontsize=8
+    points = [(row.stored_bits, row.kl.mean) for row in rows]
+    at = [tuple(axes.transData.transform(point) * 72 / figure.dpi) for point in points]
+    taken = [(x - MARK, x + MARK, y) for x, y in at]
+    for row, point, (x, y) in zip(rows, points, at, strict=True):
+        left, right = x + MARK, x + MARK + LETTER * len(row.name)
+        near = [taken_y for a, b, taken_y in taken if a < right and left < b]
+        label = min(
+            (y + move for move in range(-90, 91)),
+            key=lambda line: (any(abs(line - other) < LINE for other in near), abs(line - y)),
         )
+        taken.append((left, right, label))
+        axes.annotate(
+            row.name, point, xytext=(MARK + 2, label - y), textcoords="offset points", fontsize=8,
+            va="center",
+        )  # fmt: skip
 
 
 def lower_edge(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
