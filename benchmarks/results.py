@@ -232,8 +232,11 @@ def answer(yes: Row, no: Row) -> tuple[str, ...]:
         for r in RATIOS
     ]
     error = CERTAIN * change.deviation / math.sqrt(len(pairs))
-    verdict = f"{len(pairs)} of 3 seeds" if len(pairs) < 3 else "unclear" if abs(change.mean) < error else (
-        "yes" if change.mean < 0 else "no: worse")  # fmt: skip
+    verdict = "yes" if change.mean < 0 else "no: worse"
+    if abs(change.mean) < error:
+        verdict = "unclear"
+    if len(pairs) < 3:
+        verdict = f"{len(pairs)} of 3 seeds"
     return (
         f"{yes.kl.mean:.4f}", f"{no.kl.mean:.4f}", change.text(4),
         *(f"{value:+.3f}" for value in by_ratio), verdict,
