@@ -10,7 +10,7 @@ from torch import Tensor
 
 from quant_dllm.weights.base import QuantizedWeight
 
-TILE = 1 << 22  # weights dequantized at once: 16 MB of float32
+TILE = 1 << 20  # weights dequantized at once: 4 MB of float32
 
 
 class Product(torch.autograd.Function):
@@ -53,5 +53,8 @@ def tiles(weight: QuantizedWeight) -> Iterator[slice]:
 
 
 def _product(x: Tensor, weight: QuantizedWeight) -> Tensor:
-    parts = [F.linear(x, weight.dequantize(rows).to(x.dtype)) for rows in tiles(weight)]
+    dtype = x.dtype
+    if x.device.type == "cpu":
+        x = x.float()  # few processors multiply 16-bit numbers faster, and the tile is float32
+    parts = [F.linear(x, weight.dequantize(rows).to(x.dtype)).to(dtype) for rows in tiles(weight)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)

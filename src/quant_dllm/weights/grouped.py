@@ -82,4 +82,8 @@ class GroupedWeight:
         if self.bits == 4:
             codes = torch.stack((codes & 15, codes >> 4), dim=2).flatten(1)
         values = codes[:, : self.in_features].float().sub_(2 ** (self.bits - 1))
-        return values.mul_(scales.repeat_interleave(self.block_size, 1)[:, : self.in_features])
+        whole = self.in_features // self.block_size
+        groups = values[:, : whole * self.block_size].unflatten(1, (whole, self.block_size))
+        groups.mul_(scales[:, :whole, None])  # a view
+        values[:, whole * self.block_size :].mul_(scales[:, whole:])
+        return values
