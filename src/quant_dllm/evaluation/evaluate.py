@@ -79,12 +79,8 @@ class Yardstick:
     seed: int = 0
     track: Track = silent
 
-    def measure(self, model: DiffusionLM, bits: Bits | None = None) -> Evaluation:
+    def measure(self, model: DiffusionLM) -> Evaluation:
         """Measure a model.
-
-        Args:
-            model: It may be unpacked.
-            bits: Its bits, counted before it was.
 
         Raises:
             RequestError: The base has another vocabulary.
@@ -100,7 +96,7 @@ class Yardstick:
             nelbo=mean,
             nelbo_stderr=error,
             perplexity=math.exp(min(mean, 700.0)),
-            bits=bits or model.bits(),
+            bits=model.bits(),
             sequences=sequences,
             length=length,
             draws=self.draws,
