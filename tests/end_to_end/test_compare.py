@@ -148,6 +148,7 @@ def test_a_remembered_model_says_the_same_again_without_running(small_model):
 def test_an_unpacked_model_multiplies_by_the_same_weights(small_model, tmp_path):
     quantize(small_model, tmp_path / "out", "rtn-2bit", settings={"precision.block_size": 16})
     packed, plain = load(tmp_path / "out"), load(tmp_path / "out").unpack()
+    assert plain.bits() == packed.bits()
     assert packed.packed() and not plain.packed()
     ids = torch.arange(24).view(2, 12)
     assert torch.allclose(packed(ids).logits, plain(ids).logits, atol=1e-5)

@@ -100,7 +100,7 @@ def test_the_first_steps_take_what_is_left_over():
         ((10, 10, 4), "no multiple of block length 4; 8 would be"),
         ((8, 3, 4), "do not spread over 2 blocks"),
         ((8, 16, 4), "do not spread over 2 blocks"),
-        ((0, 1, 1), "at least 1"),
+        ((0, 1, 1), "length is 0; 1 or more is wanted"),
     ],
 )
 def test_a_schedule_that_does_not_divide_is_refused(schedule, message):

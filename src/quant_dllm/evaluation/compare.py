@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -116,8 +116,7 @@ class Comparison:
             model = load(out, device=self.device, mask_token_id=self.mask_token_id)
             scaled = isinstance(recipe.build()[2], ScalesInputs)
             errors = {} if scaled else self._layers.measure(model)
-            bits = model.bits()
-            found = replace(self._yardstick.measure(model.unpack()), bits=bits)
+            found = self._yardstick.measure(model.unpack())
             return self._to_record(recipe, seed, found, made, errors, Folder(out).total_bytes)
 
     def _to_record(

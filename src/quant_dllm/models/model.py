@@ -37,6 +37,7 @@ class DiffusionLM(nn.Module):
         self.source = source
         self.backbone = backbone
         self._mask_token_id = mask_token_id
+        self._bits: Bits | None = None
 
     @property
     def family(self) -> ModelFamily:
@@ -120,6 +121,7 @@ class DiffusionLM(nn.Module):
 
         A kernel rounds the activations, so that what it computes is not only the quantizer's doing.
         """
+        self._bits = self.bits()  # of what was rounded, which the plain modules do not tell
         plain = (m for m in self.modules() if not isinstance(m, Packed))
         dtype = next(p for m in plain for p in m.parameters(recurse=False)).dtype
         for name, module in list(self.named_modules()):
@@ -131,8 +133,10 @@ class DiffusionLM(nn.Module):
         """Count bits a weight: codes, all that the blocks' layers store, and the weight files.
 
         A layer at 16 bits is its own code. The files have headers too, which a small model's bits
-        show: 16.01 of tiny's.
+        show: 16.01 of tiny's. An unpacked model's are those that it had.
         """
+        if self._bits is not None:
+            return self._bits
         sizes, code, stored = [], [], []
         for layer in self.packed():
             weight = layer.weight  # one at a time: a kernel's layout is restored for it
