@@ -64,8 +64,10 @@ def inverse_factor(
         del flipped  # half a gigabyte where a layer has 12288 inputs
         if not failed:
             # flip(H) = L Lᵀ, so H⁻¹ = flip(L⁻ᵀ) flip(L⁻¹) = Uᵀ U with U = flip(L⁻¹), upper
-            eye = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
-            return torch.linalg.solve_triangular(lower, eye, upper=False).flip(0, 1)
+            found = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device).mT
+            torch.linalg.solve_triangular(lower, found, upper=False, out=found)
+            del lower
+            return found.flip(0, 1)
         logger.warning("the Hessian is not positive definite at damping %.3g", strength)
     raise RequestError(
         f"A layer's Hessian is not positive definite even at {10**ESCALATIONS} times the damping. "
