@@ -6,6 +6,7 @@ import signal
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from quant_dllm.calibration.corpus import fingerprint, token_windows
 from quant_dllm.errors import Interrupted, RecipeError, TextError
@@ -28,7 +29,7 @@ TUNING = {
     "tuning": "end-to-end", "tuning.steps": 9, "tuning.batch": 8, "tuning.length": 128,
     "tuning.rate": 0.01, "tuning.validation": 8, "tuning.validate_every": 3, "tuning.round": 3,
 }  # fmt: skip
-SMALL = SMALL_RECIPE | TUNING | {"tuning.length": 32, "tuning.steps": 5}
+SMALL = SMALL_RECIPE | TUNING | {"tuning.length": 32, "tuning.steps": 5, "tuning.rate": 0.003}
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,37 @@ def test_one_seed_gives_one_checkpoint(small_model, tmp_path):
         for name in "ab"
     )
     assert first.fingerprint == again.fingerprint
+
+
+def scales(folder):
+    """All that was tuned, in one vector."""
+    tensors = load_file(folder / "model.safetensors")
+    return torch.cat(
+        [t.float().flatten() for _, t in sorted(tensors.items()) if t.is_floating_point()]
+    )
+
+
+@pytest.mark.parametrize(
+    ("limits", "same"),
+    [
+        ({"KEPT_BYTES": 0}, True),  # blocks run again for the gradient
+        ({"VISIT_TOKENS": 300}, True),  # the 16-bit model is asked more often
+        ({"PART_TOKENS": 64}, False),  # two windows at a time, whose gradients are summed
+        ({"HEAD_ROWS": 7}, False),
+    ],
+)
+def test_less_memory_learns_the_same(limits, same, small_model, tmp_path, monkeypatch):
+    text = bundled_text(open_model("tiny"), "calibration")
+    first = quantize(small_model, tmp_path / "a", ROUNDED, settings=SMALL, calibration=text)
+    for name, value in limits.items():
+        monkeypatch.setattr(f"quant_dllm.pipeline.tune.{name}", value)
+    again = quantize(small_model, tmp_path / "b", ROUNDED, settings=SMALL, calibration=text)
+    assert (again.fingerprint == first.fingerprint) or not same
+    rounded = quantize(small_model, tmp_path / "c", ROUNDED, calibration=text,
+                       settings=SMALL_RECIPE)  # fmt: skip
+    a, b, c = (scales(tmp_path / name) for name in "abc")
+    assert rounded.fingerprint != first.fingerprint
+    assert (a - b).norm() < 0.05 * (a - c).norm()
 
 
 def test_calibration_tuning_and_evaluation_texts_are_disjoint(tmp_path):

@@ -4,9 +4,10 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from quant_dllm.models.network import Network
 from quant_dllm.models.source import Source
 from quant_dllm.pipeline.original import read_block, read_outside
-from quant_dllm.tuning.objective import TopLogits
+from quant_dllm.tuning.objective import HEAD_ROWS, TopLogits
 
 
 class Teacher:
@@ -46,6 +47,10 @@ class Teacher:
             for i, x in enumerate(states):
                 states[i] = block(x, looks[i][1])
         return [
-            TopLogits.of(network.project(x[self.source.rows(where)]), self.top)
+            self._likeliest(network, x[self.source.rows(where)])
             for x, where in zip(states, hidden, strict=True)
         ]
+
+    def _likeliest(self, network: Network, states: Tensor) -> TopLogits:
+        parts = states.split(HEAD_ROWS)
+        return TopLogits.cat(TopLogits.of(network.project(part), self.top) for part in parts)

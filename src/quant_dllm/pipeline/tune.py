@@ -10,17 +10,25 @@ from pathlib import Path
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from quant_dllm.checkpoint import durable
 from quant_dllm.distributed import mean_over_ranks, rank, world
+from quant_dllm.models.config import BackboneConfig
 from quant_dllm.models.model import DiffusionLM
 from quant_dllm.models.norm import RMSNorm
 from quant_dllm.pipeline.teacher import Teacher
 from quant_dllm.tuning.end_to_end import EndToEnd
-from quant_dllm.tuning.objective import TopLogits, divergence, mean_by_sequence
+from quant_dllm.tuning.objective import HEAD_ROWS, TopLogits, divergence, mean_by_sequence
+from quant_dllm.tuning.recompute import keep, recompute
 from quant_dllm.tuning.scales import freeze, thaw
 
 logger = logging.getLogger(__name__)
+
+NARROW, WIDE = 10, 4  # tensors as wide as a block, and as its MLP, that it keeps for the gradient
+PART_TOKENS = 4096  # that go through the model together
+VISIT_TOKENS = 1 << 18  # that the 16-bit model is asked about together: their states are in memory
+KEPT_BYTES = 2 << 30  # of states that blocks may keep for the gradient; above, they are recomputed
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,14 @@ class Batch:
     hidden: Bool[Tensor, "batch length"]
     text: Int[Tensor, "batch length"]
     target: TopLogits
+
+    def parts(self, tokens: int) -> list["Batch"]:
+        """Cut it into windows of at most so many tokens together, or into single ones."""
+        size = max(1, tokens // self.canvas.shape[1])
+        hidden = self.hidden.split(size)
+        targets = self.target.split([int(part.sum()) for part in hidden])
+        canvases, texts = self.canvas.split(size), self.text.split(size)
+        return [Batch(*part) for part in zip(canvases, hidden, texts, targets, strict=True)]
 
 
 class EndToEndTuning:
@@ -62,6 +78,8 @@ class EndToEndTuning:
         self.learned = thaw(model.backbone)
         if settings.norms:
             self.learned += _norms(model.backbone)
+        if kept_bytes(model.source.config, min(PART_TOKENS, windows[0].numel())) > KEPT_BYTES:
+            recompute(model.backbone.blocks)
         self.optimizer = torch.optim.Adam(self.learned, lr=settings.rate, betas=(0.9, 0.95))
         self.validation = self._ask(self._mask(validation.split(settings.batch), step=-1))
         self.step, self.best, self.curve = 0, copy.deepcopy(self._values()), [self.validate()]
@@ -71,7 +89,7 @@ class EndToEndTuning:
         self._resume()
         last = self.settings.steps
         while self.step < last:
-            steps = range(self.step, min(self.step + self.settings.round, last))
+            steps = range(self.step, min(self.step + self._round(), last))
             for step, batch in zip(steps, self._ask(self._draw(steps)), strict=True):
                 self._update(step, batch)
                 self.step = step + 1
@@ -81,27 +99,49 @@ class EndToEndTuning:
             self.save()
         for parameter, value in zip(self.learned, self.best, strict=True):
             parameter.data.copy_(value)
+        keep(self.model.backbone.blocks)
         freeze(self.model.backbone)
+
+    def _round(self) -> int:
+        """Count the updates up to the next visit of the 16-bit model."""
+        tokens = -(-self.settings.batch // world()) * self.windows.shape[1]
+        return max(1, min(self.settings.round, VISIT_TOKENS // tokens))
 
     @torch.no_grad()
     def validate(self) -> float:
         """Return the mean KL to the 16-bit model on the validation windows, nats."""
-        losses = [self._loss(batch).item() * len(batch.canvas) for batch in self.validation]
-        return sum(losses) / sum(len(batch.canvas) for batch in self.validation)
+        parts = [part for batch in self.validation for part in batch.parts(PART_TOKENS)]
+        losses = [self._loss(part).item() * len(part.canvas) for part in parts]
+        return sum(losses) / sum(len(part.canvas) for part in parts)
 
     def _loss(self, batch: Batch) -> Tensor:
         device = self.model.device
-        logits = self.model.logits_at(
+        states = self.model.states_at(
             batch.canvas.to(device), batch.hidden.to(device), batch.text.to(device)
         )
-        sequence = batch.hidden.nonzero()[:, 0].to(logits.device)
-        return mean_by_sequence(divergence(logits, batch.target), sequence, len(batch.canvas))
+        sequence = batch.hidden.nonzero()[:, 0].to(states.device)
+        return mean_by_sequence(self._divergence(states, batch.target), sequence, len(batch.canvas))
+
+    def _divergence(self, states: Tensor, target: TopLogits) -> Tensor:
+        """Hold the model against the 16-bit one, some positions at a time."""
+
+        def of(states: Tensor, target: TopLogits) -> Tensor:
+            return divergence(self.model.backbone.project(states), target)
+
+        if len(states) <= HEAD_ROWS:
+            return of(states, target)
+        parts = states.split(HEAD_ROWS)
+        targets = target.split([len(part) for part in parts])
+        kl = [checkpoint(of, *pair, use_reentrant=False, preserve_rng_state=False)
+              for pair in zip(parts, targets, strict=True)]  # fmt: skip
+        return torch.cat(kl)
 
     def _update(self, step: int, batch: Batch) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.rate_at(step)
         self.optimizer.zero_grad(set_to_none=True)
-        self._loss(batch).backward()
+        for part in batch.parts(PART_TOKENS):
+            (self._loss(part) * (len(part.canvas) / len(batch.canvas))).backward()
         mean_over_ranks([p.grad for p in self.learned if p.grad is not None])
         self.optimizer.step()
 
@@ -175,6 +215,15 @@ class EndToEndTuning:
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.step, self.curve = facts["step"], facts["curve"]
         logger.info("tuning goes on from step %d", self.step)
+
+
+def kept_bytes(config: BackboneConfig, tokens: int) -> int:
+    """Estimate what blocks keep for the gradient of so many tokens, in float32."""
+    positions = tokens * (2 if config.attention_block else 1)  # the text stands beside its canvas
+    wide = config.mlp_width
+    if config.mixture:
+        wide = config.mixture.chosen * config.mixture.width + config.mixture.shared_width
+    return 4 * positions * config.blocks * (NARROW * config.width + WIDE * wide)
 
 
 def _numbered(name: str, tensors: list[Tensor]) -> dict[str, Tensor]:

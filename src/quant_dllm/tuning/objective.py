@@ -1,10 +1,13 @@
 """What a tuned model is held against: the 16-bit model's distribution at masked positions."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+HEAD_ROWS = 1024  # positions whose logits are in memory together
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,17 @@ class TopLogits:
         """Keep the ``top`` likeliest tokens of each position, as float16 and int32."""
         log_p, tokens = logits.float().log_softmax(-1).topk(min(top, logits.shape[-1]))
         return cls(log_p.half(), tokens.int())
+
+    def split(self, sizes: list[int]) -> list["TopLogits"]:
+        """Cut it into so many positions each."""
+        parts = zip(self.log_p.split(sizes), self.tokens.split(sizes), strict=True)
+        return [TopLogits(*part) for part in parts]
+
+    @classmethod
+    def cat(cls, parts: Iterable["TopLogits"]) -> "TopLogits":
+        """Put positions one after the other."""
+        log_p, tokens = zip(*((part.log_p, part.tokens) for part in parts), strict=True)
+        return cls(torch.cat(log_p), torch.cat(tokens))
 
 
 def divergence(
