@@ -5,7 +5,7 @@
     python benchmarks/results.py write
 
 Records are JSON lines in ``benchmarks/results``; runs that are there are not made again, so it can
-be stopped at any time. ``write`` makes the page and its pictures of the records alone.
+be stopped at any time; ``--missing`` keeps those of earlier code as well. ``write`` makes the page and its pictures of the records alone.
 """
 
 import argparse
@@ -163,9 +163,11 @@ def run(name: str, args: argparse.Namespace) -> None:
     recipes = dict.fromkeys(r for section in SECTIONS for r in section.recipes)
     if args.recipe:
         recipes = dict.fromkeys(args.recipe)
+    there = {(r.name, r.seed) for r in known.values()} if args.missing else set()
     for seed in range(args.seeds):
+        wanted = [recipe for recipe in recipes if (recipe, seed) not in there]
         comparison = Comparison(
-            model=str(args.second) if name == "second" else name, recipes=list(recipes),
+            model=str(args.second) if name == "second" else name, recipes=wanted,
             seeds=[seed], sequences=WINDOWS, length=args.length, draws=DRAWS, track=silent, **texts,
         )  # fmt: skip
         for record in comparison.run(known):
@@ -275,6 +277,7 @@ def main() -> None:
     parser.add_argument("--second", type=Path, help="folder made by second_model.py")
     parser.add_argument("--recipe", action="append", help="only these recipes")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--missing", action="store_true", help="only what has no record at all")
     parser.add_argument("--length", type=int, default=256, help="tokens of a window")
     args = parser.parse_args()
     if args.verb == "run":
