@@ -5,7 +5,8 @@
     python benchmarks/results.py write
 
 Records are JSON lines in ``benchmarks/results``; runs that are there are not made again, so it can
-be stopped at any time; ``--missing`` keeps those of earlier code as well. ``write`` makes the page and its pictures of the records alone.
+be stopped at any time; ``--missing`` keeps those of earlier code as well. ``write`` makes the page
+and its pictures of the records alone.
 """
 
 import argparse
