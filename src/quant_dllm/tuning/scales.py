@@ -2,10 +2,11 @@
 
 Symbols:
     a  row scales, a column a plane    c  column scales, plane after plane    S  signs ±1
-    Ŵ = Σ_k (a_k c_kᵀ) ∘ S_k           y = x Ŵᵀ
+    Ŵ = Σ_k (a_k c_kᵀ) ∘ S_k           y = x Ŵᵀ                               D  slope of Ŵ
 """
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,54 +22,61 @@ from quant_dllm.weights.packing import Place, packed_width, unpack
 class PlaneProduct(torch.autograd.Function):
     """``x Ŵᵀ`` as a function of x, a and c.
 
-    Only its arguments are kept for the backward pass: Ŵ is made again there, so that a network
-    under tuning holds no more of its weights than one that runs.
+    Ŵ is kept for the backward pass beside the arguments: where blocks recompute, one block's at a
+    time. The gradients take one matrix more, D = ∂L/∂Ŵ, of which a plane sees
+
+        ∂a_k = (D ∘ S_k) c_k,    ∂c_k = (D ∘ S_k)ᵀ a_k.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, rows: Tensor, columns: Tensor, weight: SignPlanes) -> Tensor:
         """Multiply."""
-        ctx.save_for_backward(x, rows, columns)
+        dense = rows.new_zeros(weight.out_features, weight.in_features)
+        for place, k, signs in _signs(weight):
+            a, c = _scales(rows, columns, place, k)
+            dense[:, place.channels].addcmul_(signs.mul_(c), a[:, None])
+        dense = dense.to(x.dtype)
+        ctx.save_for_backward(x, rows, columns, dense)
         ctx.weight = weight
-        values = [_values(rows, columns, p, s) for p, s in _signs(weight)]
-        return F.linear(x, torch.cat(values, dim=1).to(x.dtype))
+        return F.linear(x, dense)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         """Return the gradients of x, a and c."""
-        x, rows, columns = ctx.saved_tensors
+        x, rows, columns, dense = ctx.saved_tensors
         y = grads[0].flatten(0, -2)
-        slope = y.float().T @ x.flatten(0, -2).float()  # of Ŵ
-        of_rows, of_columns, values = torch.empty_like(rows), torch.empty_like(columns), []
-        for place, signs in _signs(ctx.weight):
-            a, c = _scales(rows, columns, place)
-            values.append(_values(rows, columns, place, signs))
-            signed = slope[:, place.channels] * signs
-            planes = slice(place.first_plane, place.first_plane + place.order)
-            of_rows[:, planes] = torch.einsum("kob,kb->ok", signed, c)
-            run = slice(place.first_column, place.first_column + place.order * place.width)
-            of_columns[run] = torch.einsum("kob,ko->kb", signed, a).flatten()
-        of_x = (y @ torch.cat(values, dim=1).to(y.dtype)).view(x.shape)
-        return of_x, of_rows, of_columns, None
+        slope = y.float().T @ x.flatten(0, -2).float()
+        of_rows, of_columns = torch.empty_like(rows), torch.empty_like(columns)
+        for place, k, signs in _signs(ctx.weight):
+            a, c = _scales(rows, columns, place, k)
+            signed = signs.mul_(slope[:, place.channels])
+            of_a, of_c = _scales(of_rows, of_columns, place, k)
+            of_a.copy_(signed @ c)
+            of_c.copy_(a @ signed)
+        return (y @ dense).view(x.shape), of_rows, of_columns, None
 
 
-def _signs(weight: SignPlanes) -> Iterator[tuple[Place, Tensor]]:
-    """Unpack the signs [order, out, block] of each block, one at a time."""
+def _signs(weight: SignPlanes) -> Iterator[tuple[Place, int, Tensor]]:
+    """Unpack the signs [out, block] of each plane k of each block, one at a time."""
+    table = _signs_of_bytes(weight.planes.device)
     for place in weight.places():
-        data = weight.planes[:, place.first_byte :][:, : place.order * packed_width(place.width)]
-        bits = unpack(data.unflatten(1, (place.order, -1)), place.width).transpose(0, 1)
-        yield place, bits.to(torch.float32).mul_(2).sub_(1)
+        width = packed_width(place.width)
+        data = weight.planes[:, place.first_byte :][:, : place.order * width]
+        for k, plane in enumerate(data.split(width, dim=1)):
+            signs = table.index_select(0, plane.flatten().int())
+            yield place, k, signs.view(len(plane), -1)[:, : place.width]
 
 
-def _scales(rows: Tensor, columns: Tensor, place: Place) -> tuple[Tensor, Tensor]:
-    a = rows[:, place.first_plane :][:, : place.order].T
-    c = columns[place.first_column :][: place.order * place.width].view(place.order, place.width)
-    return a, c
+@cache
+def _signs_of_bytes(device: torch.device) -> Float[Tensor, "256 8"]:
+    """Return the eight signs that every byte means."""
+    byte = torch.arange(256, dtype=torch.uint8, device=device)
+    return unpack(byte[:, None], 8).float() * 2 - 1
 
 
-def _values(rows: Tensor, columns: Tensor, place: Place, signs: Tensor) -> Tensor:
-    a, c = _scales(rows, columns, place)
-    return torch.einsum("ko,kb,kob->ob", a, c, signs)
+def _scales(rows: Tensor, columns: Tensor, place: Place, k: int) -> tuple[Tensor, Tensor]:
+    """View what belongs to one plane of a block: a [out] and c [block]."""
+    return rows[:, place.first_plane + k], columns[place.columns(k)]
 
 
 class TunableLinear(nn.Module):

@@ -37,6 +37,11 @@ class Place:
         """Count the block's input channels."""
         return self.channels.stop - self.channels.start
 
+    def columns(self, k: int) -> slice:
+        """Locate the column scales of one of its planes."""
+        start = self.first_column + k * self.width
+        return slice(start, start + self.width)
+
 
 def places(in_features: int, block_size: int, orders: Sequence[int]) -> Iterator[Place]:
     """Walk over the blocks of a matrix; the last one may be short."""
