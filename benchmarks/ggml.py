@@ -1,7 +1,7 @@
 """Time llama.cpp's two-bit formats on the shapes of `kernels.py`, in an environment of their own.
 
     python3 -m venv VENV && VENV/bin/pip install llama-cpp-python numpy
-    VENV/bin/python benchmarks/ggml.py --out benchmarks/results/kernels.jsonl
+    VENV/bin/python benchmarks/ggml.py --out benchmarks/results/kernels-avx2.jsonl
 
 Appends its records to those of `kernels.py`; both rotate through 192 MB of weights and use the same
 clocks. The library is called through its C interface: one product a graph, weights of Gaussian

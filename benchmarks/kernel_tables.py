@@ -11,11 +11,12 @@ Must = dict[str, dict[int, float]]
 BEGIN, END = "<!-- tables: made by benchmarks/kernels.py --tables -->", "<!-- end of tables -->"
 
 
-def write(found: list[dict[str, Any]], must: Must, page: Path = PAGE) -> None:
-    """Replace what stands between the marks of the page."""
+def write(runs: list[list[dict[str, Any]]], must: Must, page: Path = PAGE) -> None:
+    """Replace what stands between the marks of the page by the tables of all runs."""
     before, _, rest = page.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n\n{text(found, must)}\n{END}{after}")
+    told = "\n".join(text(found, must) for found in runs)
+    page.write_text(f"{before}{BEGIN}\n\n{told}\n{END}{after}")
 
 
 def text(found: list[dict[str, Any]], must: Must) -> str:
@@ -23,13 +24,15 @@ def text(found: list[dict[str, Any]], must: Must) -> str:
     rows = [r for r in found if r["what"] == "binary_linear"]
     unit = next(r["backend"] for r in rows if r["order"] == 2)
     first = rows[0]
+    limit = first.get("torch_isa")
+    limited = f" held to the instructions `{limit}`" if limit else ""
     head = (
-        f"Measured on {first['processor']}; torch {first['torch']}, commit {first['commit']}, "
-        f"{first['date']}. Unit: {unit}.\n"
+        f"### `{unit}` on {first['processor']}\n\ntorch {first['torch']}{limited}, "
+        f"commit {first['commit']}, {first['date']}.\n"
     )
-    parts = [head, "### Times faster, order 2\n", _ratios(rows, unit, must.get(unit, {}))]
-    parts += ["### Times\n", _times(rows), "### Rates\n", _rates(rows, unit, found)]
-    return "\n".join(parts)
+    parts = [head, "Times faster, order 2:\n", _ratios(rows, unit, must.get(unit, {}))]
+    parts += ["Milliseconds a call: median ± interquartile range.\n", _times(rows)]
+    return "\n".join([*parts, "Rates:\n", _rates(rows, unit, found)])
 
 
 def _median(rows: list[dict], **wanted: Any) -> float | None:
@@ -79,7 +82,7 @@ def _times(rows: list[dict]) -> str:
         name = backend + (f", order {order}" if order else "")
         lines.append([f"{inputs}→{out}", str(threads), name, *cells])
     head = ["", "threads", "kernel", *(f"M = {m}" for m in tokens)]
-    return "Milliseconds a call: median ± interquartile range.\n\n" + markdown(head, lines)
+    return markdown(head, lines)
 
 
 def _milliseconds(record: dict) -> str:
@@ -97,11 +100,10 @@ def _rates(rows: list[dict], unit: str, found: list[dict[str, Any]]) -> str:
             continue
         lookups = 4096 * 4096 / 4 * 2 * m / (median * 1e-6)
         dense = 2 * 4096 * 4096 * m / (median * 1e-6)
-        share = f"{lookups / limit:.0%}" if limit else "-"
-        lines.append([f"M = {m}", f"{dense / 1e9:.0f}", f"{lookups / 1e9:.0f}", share])
-    out = markdown(
-        ["4096→4096, order 2, 1 thread", "dense GFLOP/s", "10⁹ look-ups/s", "of the ceiling"], lines
-    )
+        line = [f"M = {m}", f"{dense / 1e9:.0f}"]
+        lines.append([*line, f"{lookups / 1e9:.0f}", f"{lookups / limit:.0%}"] if limit else line)
+    head = ["4096→4096, order 2, 1 thread", "dense GFLOP/s"]
+    out = markdown([*head, "10⁹ look-ups/s", "of the ceiling"] if limit else head, lines)
     if limit:
         out += f"\nCeiling of the instructions: {limit / 1e9:.0f}·10⁹ look-ups a second.\n"
     for record in (r for r in found if r["what"] == "read"):

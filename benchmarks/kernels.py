@@ -1,9 +1,12 @@
 """Time the native kernel against torch, weights cold, and say which goals are met.
 
-    python benchmarks/kernels.py [--out benchmarks/results/kernels.jsonl]   everything: minutes
+    python benchmarks/kernels.py                     everything, minutes: results/kernels-UNIT.jsonl
     python benchmarks/kernels.py --quick --json      ratios of 4096→4096 at 1, 32, 128 tokens
     python benchmarks/kernels.py --tokens 1          one count of tokens again, the rest is kept
     python benchmarks/kernels.py --tables            write the records into docs/kernels.md
+
+``QUANT_DLLM_CPU`` names the unit. Torch takes the widest instructions of the processor; to see what
+the same ones give, limit it: ``ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16`` beside ``avx512``.
 
 Kernels take turns within one run, five calls a turn: in a model the calls of one kernel follow each
 other. Weights are cold: each call takes another copy, and the copies fill 192 MB and more. One
@@ -13,6 +16,7 @@ the clock, without the calls that the system interrupted. Exit status 1: a must 
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import sys
@@ -38,7 +42,9 @@ QUICK_TOKENS = (1, 32, 128)
 COLD = 192 << 20  # bytes
 RUNS, WARM_UP, MOST_DROPPED = 30, 3, 30
 TURN = 5  # calls of a kernel in a row
+ISA = "ONEDNN_MAX_CPU_ISA"  # what torch may use
 MUST = {  # times torch bfloat16
+    "amx": {1: 10, 8: 4, 32: 2.5, 128: 2.0, 512: 1.8},
     "avx512": {1: 10, 8: 4, 32: 2.5, 128: 2.0, 512: 1.8},
     "avx2": {1: 8, 8: 2.6, 32: 1.5, 128: 1.1, 512: 1.0},
 }
@@ -121,7 +127,7 @@ def cases(quick: bool) -> Iterator[tuple[int, int, int, list[Kernel]]]:
 
 def measure(file: TextIO | None, quick: bool, all_tokens: Sequence[int]) -> list[dict[str, Any]]:
     """Run all cases; return their records."""
-    found, facts = [], records.where()
+    found, facts = [], records.where() | {"torch_isa": os.environ.get(ISA)}
     for threads, inputs, out, kernels in cases(quick):
         torch.set_num_threads(threads)
         for tokens in all_tokens:
@@ -198,14 +204,15 @@ def ratios(found: list[dict[str, Any]], reference: str = "torch bfloat16") -> di
 def main() -> int:
     """Run; return 1 where a must is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=records.RESULTS / "kernels.jsonl")
+    parser.add_argument("--out", type=Path, help="JSON lines; kernels-UNIT.jsonl if not given")
     parser.add_argument("--quick", action="store_true", help="4096→4096, one thread, no records")
     parser.add_argument("--tokens", type=int, action="append", help="only these; may be repeated")
     parser.add_argument("--json", action="store_true", help="print ratios as one JSON object")
     parser.add_argument("--tables", action="store_true", help="write docs/kernels.md, time nothing")
     options = parser.parse_args()
     if options.tables:
-        kernel_tables.write(records.read(options.out), MUST)
+        files = sorted(records.RESULTS.glob("kernels-*.jsonl"))
+        kernel_tables.write([records.read(path) for path in files], MUST)
         return 0
     if reason := native.missing():
         print(f"benchmarks/kernels.py: no native library: {reason}", file=sys.stderr)
@@ -214,7 +221,8 @@ def main() -> int:
         if options.quick:
             found = measure(None, quick=True, all_tokens=QUICK_TOKENS)
         else:
-            found = measure_into(options.out, options.tokens)
+            out = options.out or records.RESULTS / f"kernels-{unit()}.jsonl"
+            found = measure_into(out, options.tokens)
     must, reached = MUST.get(unit(), {}), ratios(found)
     missed = [k for k, ratio in reached.items() if ratio < must.get(k[3], 0)]
     if options.json:

@@ -33,7 +33,7 @@ def processor() -> str:
     lines = facts.read_text().splitlines() if facts.is_file() else []
     told = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
     flags = told.get("flags", "").split()
-    vectors = next((n for n in ("avx512_vnni", "avx512f", "avx2") if n in flags), "")
+    vectors = next((n for n in ("amx_bf16", "avx512_vnni", "avx512f", "avx2") if n in flags), "")
     cores = sum(line.startswith("processor") for line in lines)
     name = told.get("model name", platform.processor() or platform.machine())
     return ", ".join(filter(None, (name, f"{cores} cores" if cores else "", vectors)))

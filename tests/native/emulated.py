@@ -9,6 +9,7 @@ UNITS = {
     "x86_64": {
         **compiler.UNITS["x86_64"],
         "avx512": ("-O1", "-DQD_SIMDE", "-include", str(HERE / "simde_avx512.h")),
+        "amx": ("-O1", "-DQD_SIMDE", "-include", str(HERE / "simde_amx.h")),
         "neon": ("-O1", "-DQD_SIMDE", "-include", str(HERE / "simde_neon.h")),
     },
     "aarch64": {"neon": ()},

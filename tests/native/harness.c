@@ -13,7 +13,7 @@ int qd_pack(int, void *, int64_t, uint8_t *, uint16_t *, uint16_t *, uint8_t *, 
             int64_t, int64_t, int);
 int qd_unpack(const void *, uint8_t *, uint16_t *, uint16_t *, uint8_t *, int);
 int64_t qd_packed_bytes(int, const uint8_t *, int64_t, int64_t, int64_t, int64_t);
-int64_t qd_workspace(const void *, int64_t, int);
+int64_t qd_workspace(const void *, int, int64_t, int);
 int qd_linear(const void *, int, const void *, const void *, void *, int64_t, int, int, void *,
               int64_t, int);
 
@@ -101,7 +101,7 @@ static int multiply(const shape *s, const weight *w, const void *packed, int uni
     size_t item = dtype == QD_FLOAT32 ? 4 : 2, count = (size_t)tokens * s->in;
     void *x = malloc(count * item), *y = malloc((size_t)tokens * s->out * item);
     void *bias = malloc(s->out * item);
-    int64_t room = qd_workspace(packed, tokens, threads);
+    int64_t room = qd_workspace(packed, unit, tokens, threads);
     void *workspace = aligned_alloc(64, (room + 63) / 64 * 64);
     for (size_t i = 0; i < count; i++)
         number(x, dtype, i, ((int)(dice() % 2048) - 1023) / 512.0f * (i % s->in == 3 ? 40 : 1) + 0.001f);

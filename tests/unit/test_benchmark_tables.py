@@ -34,10 +34,10 @@ def test_tables_say_what_is_missed(found):
 def test_tables_stand_between_their_marks(found, tmp_path):
     page = tmp_path / "page.md"
     page.write_text(f"before\n{kernel_tables.BEGIN}\nold\n{kernel_tables.END}\nafter\n")
-    kernel_tables.write(found, {}, page)
+    kernel_tables.write([found], {}, page)
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
-    kernel_tables.write(found, {}, page)
+    kernel_tables.write([found], {}, page)
     assert page.read_text() == text
 
 

@@ -18,14 +18,13 @@ SOURCES = Path(__file__).parent / "csrc"
 PREBUILT = Path(__file__).parent / "lib" / "qdllm.so"
 COMMON = ("-std=c11", "-O3", "-fPIC", "-fvisibility=default", "-fno-math-errno")
 Units = dict[str, tuple[str, ...]]
+AVX2 = ("-mavx2", "-mfma", "-mf16c")
+AVX512 = (
+    "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vbmi", "-mavx512vnni", *AVX2,
+    "-mprefer-vector-width=512",
+)  # fmt: skip
 UNITS: dict[str, Units] = {
-    "x86_64": {
-        "avx2": ("-mavx2", "-mfma", "-mf16c"),
-        "avx512": (
-            "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vbmi", "-mavx512vnni",
-            "-mavx2", "-mfma", "-mf16c", "-mprefer-vector-width=512",
-        ),
-    },
+    "x86_64": {"avx2": AVX2, "avx512": AVX512, "amx": (*AVX512, "-mamx-tile", "-mamx-bf16")},
     "aarch64": {"neon": ()},
 }  # fmt: skip
 """Flags of each unit, by machine; ``lacks()`` of a unit asks the processor for every one."""
@@ -150,13 +149,29 @@ def build(path: Path, compiler: str, extra: Sequence[str] = (), units: Units | N
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder) / path.name
-            try:
-                run(commands(made, compiler, ("-fopenmp", *extra), units))
-            except CompileError:  # some compilers come without OpenMP: one thread is enough then
-                run(commands(made, compiler, extra, units))
+            *sparing, last = attempts(units, extra)
+            for flags, some in sparing:
+                try:
+                    run(commands(made, compiler, flags, some))
+                    break
+                except CompileError:
+                    continue
+            else:
+                run(commands(made, compiler, *last))
             made.replace(path)
     except OSError as error:
         raise CompileError(f"{path.parent} cannot be written: {error.strerror or error}") from None
+
+
+def attempts(units: Units, extra: Sequence[str]) -> list[tuple[tuple[str, ...], Units]]:
+    """List flags and units, the best first: old compilers lack AMX, some come without OpenMP."""
+    less = {name: flags for name, flags in units.items() if name != "amx"}
+    without = ("-DQD_NO_AMX", *extra)
+    return [
+        (("-fopenmp", *extra), units),
+        (("-fopenmp", *without), less),
+        (without, less),
+    ]
 
 
 def commands(path: Path, compiler: str, extra: Sequence[str], units: Units) -> list[list[str]]:

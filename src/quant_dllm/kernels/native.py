@@ -22,7 +22,7 @@ from quant_dllm.weights.base import QuantizedWeight
 from quant_dllm.weights.binary import BinaryWeight, SignPlanes
 
 ABI = 1
-LEVEL = "QUANT_DLLM_CPU"  # forces a unit: avx512, avx2, neon, generic
+LEVEL = "QUANT_DLLM_CPU"  # forces a unit: amx, avx512, avx2, neon, generic
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 SMALL_BUFFER = 4
 MOST_ORDER = 8
@@ -154,7 +154,7 @@ def multiply(
         if error != SMALL_BUFFER:
             break
         tokens = x.numel() // x.shape[-1]
-        wanted = library().qd_workspace(packed[0].data_ptr(), tokens, threads)
+        wanted = library().qd_workspace(packed[0].data_ptr(), which, tokens, threads)
         room = _workspace.room = torch.empty(wanted, dtype=torch.uint8)
     _check(error)
     return y
@@ -197,7 +197,7 @@ def open_library(path: Path) -> ctypes.CDLL:
     found.qd_packed_bytes.restype = found.qd_workspace.restype = long
     found.qd_pack.argtypes = [number, pointer, long, *[pointer] * 4, *[long] * 4, number]
     found.qd_unpack.argtypes = [*[pointer] * 5, number]
-    found.qd_workspace.argtypes = [pointer, long, number]
+    found.qd_workspace.argtypes = [pointer, number, long, number]
     found.qd_linear.argtypes = [pointer, number, *[pointer] * 3, long, number, number, pointer,
                                 long, number]  # fmt: skip
     return found

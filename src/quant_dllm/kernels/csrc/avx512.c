@@ -10,17 +10,10 @@
 #if defined(__GNUC__) && !defined(__clang__) /* else the indices spill in the inner loop of GCC 12 */
 #pragma GCC optimize("ira-region=one")
 #endif
-#ifndef QD_SIMDE /* tests/native emulates the instructions */
-#include <immintrin.h>
-#endif
+#include "avx512.h"
 
-#include "qdllm.h"
-
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 16")
 #define QUADS (QD_SEGMENT / 4)
-#define AHEAD 4096 /* bytes that the weights are fetched ahead where memory is waited for */
-#define VECTOR 16  /* rows of a register */
+#define AHEAD 1536 /* bytes that the weights are fetched ahead where memory is waited for */
 
 /* Look 16 rows up in four tables and add them to their sums. Made of intrinsics, GCC 12 copies the
  * sum and stores and loads the index at every step. */
@@ -53,19 +46,6 @@ static const char *lacks(void) {
 }
 
 /* Numbers in and out ------------------------------------------------------------------------- */
-
-INLINE __mmask16 first(int count) {
-    return (__mmask16)(count >= VECTOR ? 0xffff : count <= 0 ? 0 : (1 << count) - 1);
-}
-
-/* Load `count` numbers and zeros behind them. */
-INLINE __m512 load16(const void *x, enum qd_dtype dtype, size_t at, int count) {
-    __mmask16 mask = first(count);
-    if (dtype == QD_FLOAT32) return _mm512_maskz_loadu_ps(mask, (const float *)x + at);
-    __m256i raw = _mm256_maskz_loadu_epi16(mask, (const uint16_t *)x + at);
-    if (dtype == QD_FLOAT16) return _mm512_cvtph_ps(raw);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
-}
 
 INLINE __m256i to_bfloat16(__m512 value) {
     __m512i bits = _mm512_castps_si512(value), one = _mm512_set1_epi32(1);
@@ -234,6 +214,7 @@ INLINE void look_up(const uint8_t *signs, const uint8_t *table, int steps, const
     for (int step = 0; step < steps; step += 2, signs += 128, table += tokens * 128) {
         __m512i even[2], odd[2];
         UNROLL for (int r = 0; r < vectors; r++) {
+            if (tokens < 8) _mm_prefetch((const char *)signs + AHEAD + r * 64, _MM_HINT_T0);
             __m512i both = _mm512_loadu_si512(signs + r * 64);
             even[r] = _mm512_ternarylogic_epi32(both, nibble, quad, 0xea);
             both = _mm512_srli_epi16(both, 4);
@@ -300,9 +281,6 @@ INLINE void multiply_for(const qd_span *span, const int tokens) {
         size_t bytes = qd_tile_bytes(s), planes = (size_t)s->order * tokens;
         float *sums = span->sums;
         for (int t = 0; t < span->tiles; t++, unit += bytes, sums += tokens * QD_ROWS) {
-            if (tokens < 8)
-                for (size_t at = 0; at < bytes; at += 64)
-                    _mm_prefetch((const char *)unit + AHEAD + at, _MM_HINT_T0);
             for (int vector = 0; vector < 2; vector += vectors)
                 multiply_rows(s, unit, table, span->low, span->has_low[i], scale, tokens, vectors,
                               vector, sums);

@@ -10,7 +10,7 @@
 #define THREAD 0
 #endif
 
-#define TILE 64                   /* tokens whose tables are built together, a thread */
+#define TILE 64                   /* tokens whose tables are built together, a thread, at least */
 #define SHARED_TILE 128           /* the same where all threads share the tables */
 #define PANEL_BYTES (192 << 10)   /* weights of a chunk that stay in a second-level cache */
 #define WORK_OF_A_THREAD 1000000  /* plane-products that are worth waking a thread for */
@@ -18,6 +18,9 @@
 
 static const qd_unit *const units[] = {
 #if defined(__x86_64__)
+#ifndef QD_NO_AMX
+    &qd_amx,
+#endif
     &qd_avx512, &qd_avx2,
 #endif
 #if defined(__aarch64__) || defined(QD_EMULATE_NEON)
@@ -119,11 +122,20 @@ static room room_at(const qd_packed *p, uint8_t *at, int tokens) {
     return r;
 }
 
-/* Length of the block of tokens that begins at `token`: full ones, then powers of two. */
-static int block_length(int token, int tokens, int full) {
-    int left = tokens - token;
+/* Length of the block of tokens that begins at `token`: full ones, then what is left. */
+static int block_length(int token, int tokens, const qd_unit *unit) {
+    int left = tokens - token, full = unit->block;
+    if (left >= full) return full;
+    if (unit->ragged && left >= unit->ragged) return left;
     while (full > left) full /= 2;
     return full;
+}
+
+/* Tokens whose tables are built together. */
+static int tile_of(const qd_unit *unit, int64_t tokens, int shared) {
+    int most = shared ? SHARED_TILE : TILE;
+    if (most < unit->block) most = unit->block;
+    return tokens < most ? (int)tokens : most;
 }
 
 /* Build the tables of one segment for all tokens of a set. */
@@ -132,7 +144,7 @@ static void build(const call *c, const room *r, int64_t first, int tokens, uint3
     const qd_segment *s = qd_segments(p) + segment;
     const float *columns = (const float *)((const uint8_t *)p + p->columns) + s->channels;
     for (int at = 0, n; at < tokens; at += n) {
-        n = block_length(at, tokens, c->unit->block);
+        n = block_length(at, tokens, c->unit);
         const char *x = c->x + ((size_t)(first + at) * p->in_features + s->start) * c->item;
         r->has_low[at * p->segments + segment] = (uint8_t)c->unit->tables(
             s, columns, x, c->dtype, p->in_features, n, c->precise,
@@ -152,7 +164,7 @@ static void multiply(const call *c, const room *r, int tokens, const uint8_t *ch
         for (end = i; end < p->segments && (end == i || bytes < PANEL_BYTES); end++)
             bytes += qd_tile_bytes(qd_segments(p) + end) * tiles;
         for (int at = 0, n; at < tokens; at += n) {
-            n = block_length(at, tokens, c->unit->block);
+            n = block_length(at, tokens, c->unit);
             qd_span span = {
                 .segments = s, .count = (int)(end - i), .tiles = tiles, .tokens = n,
                 .weights = chunk, .low = r->low,
@@ -170,7 +182,7 @@ static void multiply(const call *c, const room *r, int tokens, const uint8_t *ch
 static void store(const call *c, const room *r, int64_t first, int tokens, uint32_t row,
                   int tiles) {
     for (int at = 0, n; at < tokens; at += n) {
-        n = block_length(at, tokens, c->unit->block);
+        n = block_length(at, tokens, c->unit);
         for (int t = 0; t < tiles; t++) {
             uint32_t from = row + t * QD_ROWS, left = c->p->out_features - from;
             const char *bias = c->bias ? c->bias + from * c->item : NULL;
@@ -200,10 +212,10 @@ static void run_chunk(const call *c, const room *r, int64_t first, int tokens, u
 
 /* Many tokens: every thread takes some of them and all of the weight; nobody waits. */
 static void run_apart(const call *c, int64_t tokens, uint8_t *workspace, int threads) {
-    int most = tokens < TILE ? (int)tokens : TILE;
+    int most = tile_of(c->unit, tokens, 0);
     size_t share = table_room(c->p, most) + sums_room(c->p, most);
-    int64_t each = (tokens + threads - 1) / threads;
-    each = (each + c->unit->block - 1) / c->unit->block * c->unit->block;
+    int64_t each = (tokens + threads - 1) / threads, few = c->unit->block < 16 ? c->unit->block : 16;
+    each = (each + few - 1) / few * few;
 #pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
     for (int t = 0; t < threads; t++) {
         int64_t end = each * (t + 1) < tokens ? each * (t + 1) : tokens;
@@ -218,7 +230,7 @@ static void run_apart(const call *c, int64_t tokens, uint8_t *workspace, int thr
 
 /* Few tokens: the threads share the tables and take chunks of rows; two barriers. */
 static void run_together(const call *c, int64_t tokens, uint8_t *workspace, int threads) {
-    int most = tokens < SHARED_TILE ? (int)tokens : SHARED_TILE;
+    int most = tile_of(c->unit, tokens, 1);
     uint8_t *sums = workspace + table_room(c->p, most);
 #pragma omp parallel num_threads(threads)
     for (int64_t at = 0; at < tokens; at += most) {
@@ -241,20 +253,20 @@ static int useful_threads(const qd_packed *p, int64_t tokens, int threads) {
     return work < threads ? (work < 1 ? 1 : (int)work) : threads < 1 ? 1 : threads;
 }
 
-static int apart(int64_t tokens, int threads) {
-    return threads == 1 || tokens >= (int64_t)TILE * threads;
+static int apart(const qd_unit *unit, int64_t tokens, int threads) {
+    return threads == 1 || tokens >= (int64_t)tile_of(unit, INT64_MAX, 0) * threads;
 }
 
 /* Count the bytes of workspace that `qd_linear` wants; no more for many tokens than for some. */
-int64_t qd_workspace(const void *packed, int64_t tokens, int threads) {
+int64_t qd_workspace(const void *packed, int unit, int64_t tokens, int threads) {
     const qd_packed *p = packed;
+    const qd_unit *with = qd_unit_at(unit);
     if (!is_packed(p)) return -QD_BAD_PACKED;
+    if (!with) return -QD_NO_UNIT;
     threads = useful_threads(p, tokens, threads);
-    int most = tokens < TILE ? (int)tokens : TILE;
-    if (apart(tokens, threads))
-        return (int64_t)(threads * (table_room(p, most) + sums_room(p, most)));
-    most = tokens < SHARED_TILE ? (int)tokens : SHARED_TILE;
-    return (int64_t)(table_room(p, most) + threads * sums_room(p, most));
+    int alone = apart(with, tokens, threads), most = tile_of(with, tokens, !alone);
+    int sets = alone ? threads : 1;
+    return (int64_t)(sets * table_room(p, most) + threads * sums_room(p, most));
 }
 
 /* The best unit of this processor that reads a layout. */
@@ -273,11 +285,12 @@ int qd_linear(const void *packed, int unit, const void *x, const void *bias, voi
     if (tokens < 0 || dtype < QD_FLOAT32 || dtype > QD_FLOAT16) return QD_BAD_ARGUMENT;
     const qd_unit *with = qd_unit_at(unit);
     if (!with || with->layout != p->layout || with->lacks()) return QD_NO_UNIT;
-    if (bytes < qd_workspace(p, tokens, threads)) return QD_SMALL_BUFFER;
+    if (bytes < qd_workspace(p, unit, tokens, threads)) return QD_SMALL_BUFFER;
+    if (precise && with->precise) with = with->precise; /* it wants no more */
     if (!tokens) return QD_OK;
     call c = {.p = p, .unit = with, .x = x, .y = y, .bias = bias, .dtype = (enum qd_dtype)dtype,
               .item = dtype == QD_FLOAT32 ? 4 : 2, .precise = precise};
     threads = useful_threads(p, tokens, threads);
-    (apart(tokens, threads) ? run_apart : run_together)(&c, tokens, workspace, threads);
+    (apart(with, tokens, threads) ? run_apart : run_together)(&c, tokens, workspace, threads);
     return QD_OK;
 }

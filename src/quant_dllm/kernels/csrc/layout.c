@@ -67,7 +67,7 @@ int qd_lay_out(qd_packed *p, const qd_unit *unit, const uint8_t *orders, int64_t
     if (blocks != (in_features + block_size - 1) / block_size) return QD_BAD_ARGUMENT;
     if (block_size > QD_SEGMENT && block_size % 8) return QD_BAD_ARGUMENT;
     for (int64_t b = 0; b < blocks; b++)
-        if (orders[b] < 1 || orders[b] > 8) return QD_BAD_ARGUMENT;
+        if (orders[b] < 1 || orders[b] > QD_MOST_ORDER) return QD_BAD_ARGUMENT;
     uint32_t tiles = (uint32_t)((out_features + QD_ROWS - 1) / QD_ROWS);
     *p = (qd_packed){.magic = QD_MAGIC, .abi = QD_ABI, .layout = unit->layout,
                      .in_features = (uint32_t)in_features, .out_features = (uint32_t)out_features,

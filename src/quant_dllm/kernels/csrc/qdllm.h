@@ -24,6 +24,7 @@
 #define QD_ROWS 32           /* rows of a tile */
 #define QD_SEGMENT 128       /* channels of a segment, at most */
 #define QD_CHUNK 8           /* tiles of a chunk, at most */
+#define QD_MOST_ORDER 8      /* planes of a block, at most */
 #define QD_TOLERANCE 0.0095f  /* relative error of a segment above which low digits are added */
 #define QD_SCALE_BYTES 64    /* row scales of a tile and plane: 32 float16 */
 
@@ -82,11 +83,15 @@ typedef struct {
     float *sums;              /* [tile][token][32], added to */
 } qd_span;
 
-typedef struct {
+typedef struct qd_unit qd_unit;
+struct qd_unit {
     const char *name;
+    const qd_unit *precise; /* the unit that takes precise calls; NULL: this one */
     enum qd_layout layout;
     uint32_t granule;       /* `padded` is a multiple of it */
     int block;              /* tokens of a full block: a power of two */
+    int ragged;             /* a block of so many tokens may have any length; 0: none. The others
+                             * are cut into powers of two */
     const char *(*lacks)(void); /* the instruction that this processor lacks, or NULL */
     /* Build the tables of a segment for a block of tokens whose rows of x are `stride` elements
      * apart, and their scales. Return whether low digits were written: where `precise` asks for
@@ -97,10 +102,10 @@ typedef struct {
     void (*multiply)(const qd_span *span);
     /* Write `rows` sums and a bias (or NULL) as `dtype`; `y` and `bias` point at the first row. */
     void (*store)(const float *sums, const void *bias, int rows, enum qd_dtype dtype, void *y);
-} qd_unit;
+};
 
 extern const qd_unit qd_generic;
-extern const qd_unit qd_avx2, qd_avx512, qd_neon; /* on their own machines */
+extern const qd_unit qd_avx2, qd_avx512, qd_amx, qd_neon; /* on their own machines */
 
 /* Best unit first. */
 const qd_unit *qd_unit_at(int index);
