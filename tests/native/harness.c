@@ -41,7 +41,7 @@ typedef struct {
     uint8_t *signs;
     uint16_t *rows, *scales;
     uint8_t *orders;
-    double *values; /* [out, in] */
+    double *values, *squares; /* [out, in]: the planes' sum, and the sum of their squares */
 } weight;
 
 static weight draw(const shape *s) {
@@ -56,6 +56,7 @@ static weight draw(const shape *s) {
     w.scales = malloc(w.columns * 2);
     w.orders = memcpy(malloc(s->blocks), s->orders, s->blocks);
     w.values = calloc((size_t)s->out * s->in, sizeof(double));
+    w.squares = calloc((size_t)s->out * s->in, sizeof(double));
     for (size_t i = 0; i < s->out * w.planes; i++) w.rows[i] = half_near_one();
     for (size_t i = 0; i < w.columns; i++) w.scales[i] = half_near_one();
     for (int row = 0; row < s->out; row++) {
@@ -70,6 +71,7 @@ static weight draw(const shape *s) {
                     double v = a * qd_half_to_float(w.scales[column]);
                     at[j / 8] |= (uint8_t)(plus << j % 8);
                     w.values[(size_t)row * s->in + b * s->block + j] += plus ? v : -v;
+                    w.squares[(size_t)row * s->in + b * s->block + j] += v * v;
                 }
                 at += (width + 7) / 8;
             }
@@ -79,6 +81,7 @@ static weight draw(const shape *s) {
 
 static void release(weight *w) {
     free(w->signs), free(w->rows), free(w->scales), free(w->orders), free(w->values);
+    free(w->squares);
 }
 
 static void number(void *x, int dtype, size_t i, float value) {
@@ -112,8 +115,9 @@ static int multiply(const shape *s, const weight *w, const void *packed, int uni
         for (int row = 0; row < s->out; row++) {
             double exact = value_of(bias, dtype, row), energy = exact * exact;
             for (int j = 0; j < s->in; j++) {
-                double v = value_of(x, dtype, (size_t)m * s->in + j) * w->values[(size_t)row * s->in + j];
-                exact += v, energy += v * v;
+                double v = value_of(x, dtype, (size_t)m * s->in + j);
+                exact += v * w->values[(size_t)row * s->in + j];
+                energy += v * v * w->squares[(size_t)row * s->in + j]; /* planes may cancel */
             }
             double found = value_of(y, dtype, (size_t)m * s->out + row);
             miss += (found - exact) * (found - exact), size += energy;

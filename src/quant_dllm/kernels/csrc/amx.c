@@ -101,7 +101,8 @@ static int tables(const qd_segment *s, const float *columns, const void *x, enum
  * beyond bfloat16 is half a unit in the mean, which `MEAN` gives back. */
 INLINE void sum_planes(const qd_segment *s, const uint8_t *unit, const float *columns,
                        const int order, int word, int fetch, uint8_t *out) {
-    const __m512i sign = _mm512_set1_epi32((int)0x80000000), upper = _mm512_set1_epi32(0xffff << 16);
+    const __m512i sign = _mm512_set1_epi32((int)0x80000000);
+    const __m512i upper = _mm512_set1_epi32((int)0xffff0000);
     const size_t plane = QD_SCALE_BYTES + s->padded * (QD_ROWS / 8);
     for (int half = 0; half < 2; half++, out += TILE_BYTES) {
         __m512i a[QD_MOST_ORDER], high[QD_MOST_ORDER], low[QD_MOST_ORDER];
