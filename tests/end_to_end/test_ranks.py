@@ -131,6 +131,20 @@ def test_the_tree_of_shards_is_that_of_any_number_of_processes():
     assert torch.allclose(one_by_one, together.sums["moment"], atol=1e-4)
 
 
+def test_accounts_that_wait_on_disk_have_the_same_bits(tmp_path):
+    kept, waiting = Tree(), Tree(tmp_path)
+    for account, same in zip(accounts(8), accounts(8), strict=True):
+        kept.push(account)
+        waiting.begin()
+        assert not any(isinstance(held, Account) for _, held in waiting.subtrees)
+        waiting.push(same)
+    wanted, found = kept.total(), waiting.total()
+    assert found.sums.keys() == wanted.sums.keys() == {"moment", "magnitude"}
+    assert all(torch.equal(found.sums[name], wanted.sums[name]) for name in wanted.sums)
+    assert torch.equal(torch.cat(found.kept), torch.cat(wanted.kept)) and found.tokens == 40
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_owners_share_the_work(monkeypatch):
     from quant_dllm.pipeline import owners
 

@@ -34,6 +34,7 @@ def pack_outside(job: Job) -> Outside:
         began = time.monotonic()
         packed = job.outside.quantize(job.source.tensor(f"{slot}.weight").to(job.device))
         found[slot] = packed, _record(job, slot, packed, time.monotonic() - began)
+        job.source.folder.close()
     return found
 
 
