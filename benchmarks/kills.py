@@ -152,9 +152,7 @@ def write() -> None:
         f"{first['torch']}); all of them: `benchmarks/results/{LONG.name}`."
     )
     LONG.write_text(f"Made by `python benchmarks/kills.py --write`.\n\n{long(found)}")
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    after = rest.partition(END)[2]
-    PAGE.write_text(f"{before}{BEGIN}\n\n{short(found)}\n\n{about}\n\n{END}{after}")
+    records.write_between(PAGE, BEGIN, END, f"{short(found)}\n\n{about}")
 
 
 def main() -> int:

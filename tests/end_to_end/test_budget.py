@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from quant_dllm.errors import RecipeError
 from quant_dllm.models.bundled import bundled_text
 from quant_dllm.models.load import load
 from quant_dllm.models.source import open_model
+from quant_dllm.pipeline import sensitivity
 from quant_dllm.pipeline.entry import batches
 from quant_dllm.pipeline.job import Job
 from quant_dllm.pipeline.quantize import quantize
@@ -25,6 +27,7 @@ from quant_dllm.pipeline.sensitivity import SensitivityPass, draw
 from quant_dllm.planning.plan import plan
 from quant_dllm.recipe import Recipe
 from quant_dllm.record import RunRecord
+from quant_dllm.statistics import reduction
 from quant_dllm.statistics.sensitivity import expected_increase
 from tests.conftest import ROUNDED, SMALL_RECIPE
 
@@ -94,6 +97,17 @@ def test_the_streamed_pass_is_one_through_the_whole_model(small_model, text, tmp
         weight = model.backbone.get_submodule(slot).weight
         wanted = expected_increase(weight, H.float(), fisher.float(), 0.01, 16)
         assert torch.allclose(torch.tensor(found[slot]).double(), wanted, rtol=2e-2), slot
+
+
+def test_sums_that_do_not_fit_wait_on_disk(small_model, text, tmp_path, monkeypatch):
+    job = job_of(small_model, text, **{"calibration.sequences": 10})
+    fits = SensitivityPass(job, 32768, tmp_path, 1000).run(lambda: None)
+    monkeypatch.setattr(sensitivity, "ACCOUNT_BYTES", 1)
+    made = Mock(wraps=reduction.TemporaryFile)
+    monkeypatch.setattr(reduction, "TemporaryFile", made)
+    waits = SensitivityPass(job, 32768, tmp_path, 1000).run(lambda: None)
+    assert waits == fits
+    assert made.call_args.kwargs == {"dir": tmp_path}
 
 
 def test_no_budget_of_two_bits_stores_more(small_model, text, tmp_path):

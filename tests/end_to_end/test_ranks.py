@@ -1,5 +1,6 @@
 """Several processes: the same bytes, and a reason where one of them dies."""
 
+import json
 import os
 import signal
 import subprocess
@@ -15,7 +16,11 @@ import moments
 import runs
 from quant_dllm.cli.launch import launched
 from quant_dllm.cli.main import main
+from quant_dllm.distributed import processes, rank, world
 from quant_dllm.errors import PeerLost, RequestError
+from quant_dllm.evaluation.answers import Answer, log_likelihoods
+from quant_dllm.evaluation.evaluate import evaluate
+from quant_dllm.models.load import load
 from quant_dllm.pipeline.journal import folder_of
 from quant_dllm.pipeline.owners import Owners
 from quant_dllm.statistics.layer import Account
@@ -62,6 +67,27 @@ def test_a_dead_process_ends_the_others_and_the_run_goes_on(model, tmp_path):
     runs.run(model, out)
     runs.run(model, one)
     assert runs.digests(out) == runs.digests(one)
+
+
+def test_evaluation_does_not_depend_on_how_many_share_it(model, tmp_path):
+    packed = tmp_path / "packed"
+    runs.run(model, packed, recipe="rtn-2bit")
+
+    def measure():
+        with processes():
+            found = evaluate(packed, model, model / runs.TEXT, sequences=7, length=16)
+            answers = [Answer((1, 2), (3, 4 + i), draws=8) for i in range(5)]
+            opened = load(packed)
+            scores = log_likelihoods(opened, answers, opened.family.scoring, 0)
+            told = json.dumps([found.to_dict() | {"seconds": 0}, scores])
+            (tmp_path / f"{rank()}-of-{world()}").write_text(told)
+
+    for count in (1, 2, 4):
+        assert runs.forked_ranks(count, measure) == [runs.DONE] * count
+    one, *others = (path.read_text() for path in sorted(tmp_path.glob("*-of-*")))
+    assert len(others) == 6 and set(others) == {one}
+    found, scores = json.loads(one)
+    assert 0 < found["kl"] < 20 and found["sequences"] == 7 and len(set(scores)) == 5
 
 
 def test_the_launcher_says_how_a_process_ended(tmp_path, monkeypatch):
@@ -129,6 +155,20 @@ def test_the_tree_of_shards_is_that_of_any_number_of_processes():
     assert torch.equal(torch.cat(whole.total().kept), torch.cat(together.kept))
     one_by_one = sum(a.sums["moment"] for a in accounts(8))
     assert torch.allclose(one_by_one, together.sums["moment"], atol=1e-4)
+
+
+def test_accounts_that_wait_on_disk_have_the_same_bits(tmp_path):
+    kept, waiting = Tree(), Tree(tmp_path)
+    for account, same in zip(accounts(8), accounts(8), strict=True):
+        kept.push(account)
+        waiting.begin()
+        assert not any(isinstance(held, Account) for _, held in waiting.subtrees)
+        waiting.push(same)
+    wanted, found = kept.total(), waiting.total()
+    assert found.sums.keys() == wanted.sums.keys() == {"moment", "magnitude"}
+    assert all(torch.equal(found.sums[name], wanted.sums[name]) for name in wanted.sums)
+    assert torch.equal(torch.cat(found.kept), torch.cat(wanted.kept)) and found.tokens == 40
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_owners_share_the_work(monkeypatch):

@@ -2,10 +2,13 @@
 
 import json
 import logging
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import quant_dllm
 from quant_dllm.cli.main import main
@@ -65,6 +68,22 @@ def test_scores_stand_beside_the_16_bit_models(capsys, packed_small, tasks):
         choose["run"]["metrics"],
         write["run"]["metrics"],
     ]
+
+
+def test_two_processes_score_as_one_does(capsys, small_model, tasks):
+    words = ["evaluate", small_model, "--tasks", "choose_one,write_on", "--task-path", tasks,
+             "--limit", 3, "--draws", 8, "--json"]  # fmt: skip
+    words = [str(word) for word in words]
+    assert main(words) == 0
+    one = json.loads(capsys.readouterr().out)["tasks"]
+    command = [sys.executable, "-m", "quant_dllm.cli.main", *words, "--gpus", "2"]
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    said = subprocess.run(command, env=os.environ | threads, stdout=subprocess.PIPE, check=True)
+    two = json.loads(said.stdout)["tasks"]
+    assert [task["task"] for task in two] == [task["task"] for task in one] and len(one) == 2
+    for mine, theirs in zip(one, two, strict=True):
+        assert theirs["run"]["metrics"] == mine["run"]["metrics"]
+        assert theirs["run"]["calls"] == mine["run"]["calls"] > 0
 
 
 def test_the_table_names_both_and_the_calls(capsys, small_model, tasks):

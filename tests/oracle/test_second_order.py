@@ -1,11 +1,13 @@
 """Second-order steps against brute force on the whole quadratic."""
 
+import copy
 from itertools import pairwise
 
 import pytest
 import torch
 
 from quant_dllm.quantizers.daq import DataAwareAnyOrderQuantizer
+from quant_dllm.rounding import second_order
 from quant_dllm.rounding.second_order import (
     Matrix,
     choose_signs,
@@ -67,6 +69,18 @@ def test_column_scales_are_the_minimiser(matrix):
                     block.columns[k, j] += step
                     assert matrix.loss() > least * (1 - 1e-6)
                     block.columns[k, j] -= step
+
+
+def test_panels_of_the_lower_half_are_the_whole_matrix(matrix, monkeypatch):
+    whole = matrix.loss()
+    monkeypatch.setattr(second_order, "PANEL", 10**6)
+    once = copy.deepcopy(matrix)
+    refit_columns(once)
+    monkeypatch.setattr(second_order, "PANEL", 17)
+    refit_columns(matrix)
+    assert matrix.loss() < whole
+    for block, wanted in zip(matrix.blocks, once.blocks, strict=True):
+        assert torch.allclose(block.columns, wanted.columns, rtol=1e-3, atol=1e-5)  # fp32
 
 
 def test_few_steps_of_conjugate_gradients_lower_the_loss_already(matrix):

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from quant_dllm.distributed import broadcast_facts
 from quant_dllm.errors import ModelError, RequestError
 from quant_dllm.evaluation.identity import hash_code, hash_file, identify
 from quant_dllm.evaluation.suites import Task
@@ -201,9 +202,10 @@ class TaskEvaluation:
                 f"lm-eval does not know the task {task.name} ({error.args[0]}). List its tasks with"
                 " lm-eval ls tasks, or name a folder of definitions with --task-path."
             ) from None
-        assert found is not None, "this is the first of all processes"
+        # lm-eval returns nothing where LOCAL_RANK is not 0
+        metrics = None if found is None else _metrics(found["results"], task.name)
         return Run(
-            metrics=_metrics(found["results"], task.name),
+            metrics=broadcast_facts(metrics, 0),
             calls=model.calls - before,
             seconds=round(time.monotonic() - began, 2),
             weights=weights,

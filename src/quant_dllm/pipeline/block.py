@@ -82,6 +82,7 @@ class BlockWork:
                 own = block.get_parameter(name).data
                 weights[linears[name]] = own if own.dtype == torch.float32 else tensor.float()
         place_buffers(block, job.device)
+        job.source.folder.close()
         return cls(job, index, block.eval(), weights, journal, hashed, allocation)
 
     def holds(self, names: Iterable[str]) -> bool:

@@ -16,11 +16,10 @@ from quant_dllm.models.stage import Group
 from quant_dllm.pipeline.owners import Owners
 from quant_dllm.pipeline.stream import Runs, Stream
 from quant_dllm.statistics.layer import NO_STATISTICS, Account, LayerStatistics, Needs
-from quant_dllm.statistics.reduction import Tree, reduce_accounts
+from quant_dllm.statistics.reduction import ACCOUNT_BYTES, Tree, reduce_accounts
 
 logger = logging.getLogger(__name__)
 
-ACCOUNT_BYTES = 4 << 30  # second moments that are gathered in one pass over the stream
 FEW = 8  # an expert is calibrated on its own tokens if they are an eighth of its input channels
 
 
@@ -77,7 +76,7 @@ class Capture:
     def parts(self, stage: int) -> Iterator[range]:
         """Cut the groups of a stage into those that are gathered in one pass."""
         groups = self.block.stages[stage]
-        size = self._at_once(groups) if self.stream else len(groups)
+        size = max(1, self._at_once(groups)) if self.stream else len(groups)
         for start in range(0, len(groups), size):
             yield range(start, min(start + size, len(groups)))
 
@@ -96,12 +95,12 @@ class Capture:
             self.runs.forget()
 
     def _at_once(self, groups: tuple[Group, ...]) -> int:
-        """Say how many groups' accounts fit into `ACCOUNT_BYTES`."""
+        """Say how many groups' accounts fit into `ACCOUNT_BYTES`; none does if 0."""
         assert self.stream is not None, "what gathers nothing needs no room"
         matrices = 2 if Needs.DRIFT in self.needs else 1
         at_once = 1 + math.log2(max(2, len(self.stream.shards)))  # see `Tree`
         size = 4 * max(map(self._channels, groups)) ** 2 * matrices * at_once
-        return max(1, int(ACCOUNT_BYTES / size))
+        return int(ACCOUNT_BYTES / size)
 
     def _gather(
         self,
@@ -113,9 +112,10 @@ class Capture:
     ) -> list[LayerStatistics]:
         """Account for what some groups of a stage receive, in one pass over the stream."""
         groups = [self.block.stages[stage][i] for i in some]
-        trees = [Tree() for _ in some]
+        folder = None if self._at_once(self.block.stages[stage]) else stream.states.folder
+        trees = [Tree(folder) for _ in some]
         for shard in stream.shards:
-            accounts = [Account() for _ in some]
+            accounts = [tree.begin() for tree in trees]
             self._visit(stream, shard, stage, some, accounts, everyone)
             for tree, account in zip(trees, accounts, strict=True):
                 account.thin(owners.shards)

@@ -100,13 +100,13 @@ def _fill(
     """Embed this process's batches; the 16-bit stream by the 16-bit embedding."""
     share = len(numbers) // world()
     for name, spool in spools.items():
-        embed = _embedding(job, network, {} if name == FULL else outside)
+        embed = read_embedding(job, network, {} if name == FULL else outside)
         for shard in numbers[rank() * share : (rank() + 1) * share]:
             for number, rows in shard.items():
                 spool.put(number, embed(ids[rows]), 0)
 
 
-def _embedding(job: Job, network: Network, outside: Outside) -> nn.Module:
+def read_embedding(job: Job, network: Network, outside: Outside) -> nn.Module:
     """Load the embedding, or take the packed one."""
     if "embed" in outside:
         return QuantEmbedding.of(outside["embed"][0], job.dtype)
@@ -114,4 +114,5 @@ def _embedding(job: Job, network: Network, outside: Outside) -> nn.Module:
     for name in embed.state_dict():
         place(embed, name, job.source.tensor(f"embed.{name}"), job.device, job.dtype)
     place_buffers(embed, job.device)
+    job.source.folder.close()
     return embed

@@ -10,12 +10,23 @@ from quant_dllm.models.network import Network
 from quant_dllm.models.source import Source
 
 
-def read_outside(source: Source, device: torch.device, dtype: torch.dtype) -> Network:
-    """Read embedding, norm and head; the blocks stay on the meta device."""
+def read_outside(
+    source: Source, device: torch.device, dtype: torch.dtype, scores_only: bool = False
+) -> Network:
+    """Read embedding, norm and head; the blocks stay on the meta device.
+
+    Args:
+        source: The 16-bit model.
+        device: Where to compute.
+        dtype: In what.
+        scores_only: Leave the embedding where it is, unless it is the head too.
+    """
     network = source.empty()
     for name in source.outside_blocks():
-        place(network, name, source.tensor(name), device, dtype)
+        if not scores_only or network.copies or not name.startswith("embed."):
+            place(network, name, source.tensor(name), device, dtype)
     place_buffers(network, device)
+    source.folder.close()
     return network
 
 
@@ -35,4 +46,5 @@ def read_block(
     for name in block.state_dict():
         place(block, name, source.tensor(f"blocks.{index}.{name}"), device, dtype)
     place_buffers(block, device)
+    source.folder.close()
     return block

@@ -19,21 +19,22 @@ Outside = dict[str, tuple[GroupedWeight, LayerRecord]]
 
 
 @torch.no_grad()
-def pack_outside(job: Job) -> Outside:
+def pack_outside(job: Job, embedding_only: bool = False) -> Outside:
     """Round embedding and head as the recipe says; return them by slot."""
     if isinstance(job.outside, Unchanged):
         return {}
     found = {}
     slots = job.source.empty().outside
-    if not slots:
+    if not slots and not embedding_only:
         logger.warning(
             "Embedding and head of %s stay as they are: a %s network is transformers' own, which "
             "cannot look packed rows up.", job.source.name, job.source.family.name,
         )  # fmt: skip
-    for slot in slots:
+    for slot in slots[:1] if embedding_only else slots:
         began = time.monotonic()
         packed = job.outside.quantize(job.source.tensor(f"{slot}.weight").to(job.device))
         found[slot] = packed, _record(job, slot, packed, time.monotonic() - began)
+        job.source.folder.close()
     return found
 
 

@@ -14,7 +14,7 @@ from quant_dllm.memory import PeakMemory
 from quant_dllm.pipeline.events import EVENTS
 from quant_dllm.pipeline.job import Job
 from quant_dllm.pipeline.journal import Journal
-from quant_dllm.pipeline.outside import Outside, write_outside
+from quant_dllm.pipeline.outside import Outside, pack_outside, write_outside
 from quant_dllm.record import Bits, LayerRecord, RunRecord
 
 
@@ -29,18 +29,16 @@ def publish(
     journal: Journal,
     folder: Path,
     layers: list[LayerRecord],
-    outside: Outside,
     began: float,
     peak: PeakMemory,
 ) -> RunRecord:
-    """Write the checkpoint of finished blocks; the first process alone does.
+    """Write the checkpoint of finished blocks, embedding and head; the first process alone does.
 
     Args:
         job: What was quantized.
         journal: Where the blocks are.
         folder: To make.
         layers: Records of the blocks' layers, in any order.
-        outside: Packed embedding and head.
         began: When this process began, by `time.monotonic`.
         peak: What it had in memory.
 
@@ -53,6 +51,7 @@ def publish(
         return RunRecord.from_dict(broadcast_facts(None, 0))
     with CheckpointWriter(folder, left=journal.left) as writer:
         journal.hand_over(writer)
+        outside = pack_outside(job)
         write_outside(job, outside, writer)
         for file in job.copied():
             writer.add_file(file.name, file.read_bytes())

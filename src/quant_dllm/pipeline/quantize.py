@@ -104,14 +104,17 @@ def quantize(
         rounded = journal.folder / ROUNDED if job.tuning else out
         record = published(rounded) if job.tuning else None
         if record is None:
-            outside = pack_outside(job)
-            blocks = quantize_blocks(job, journal, stop, outside, max_memory or POOL_BYTES)
+            memory = max_memory or POOL_BYTES
+            allocate(job, journal, stop, memory)  # first: nothing else need be in memory with it
+            embedding = pack_outside(job, embedding_only=True)
+            blocks = quantize_blocks(job, journal, stop, embedding, memory)
+            del embedding  # the blocks let it go once they have the states
             total = len(job.source.layers)
             if rank() == 0:
                 about = {"model": str(model), "recipe": chosen.name, "seed": seed, "layers": total}
                 blocks = noted(blocks, journal.folder / EVENTS, **about)
             layers = list(track(blocks, f"quantizing by {chosen.name}", total))
-            record = publish(job, journal, rounded, layers, outside, began, peak)
+            record = publish(job, journal, rounded, layers, began, peak)
         if job.tuning:
             record = tune(job, journal, stop, rounded, out, record, track)
         if rank() == 0:
@@ -137,6 +140,7 @@ def quantize_blocks(
         return
     allocation = allocate(job, journal, stop, memory)
     stream, full = open_streams(job, network, journal, outside, memory)
+    del outside
     for index in range(len(journal.blocks), len(network.blocks)):
         began = time.monotonic()
         work = BlockWork.read(job, index, network.blocks[index], journal, allocation)
@@ -161,7 +165,8 @@ def _quantize_groups(
     found = [(group, NO_STATISTICS) for group in groups]
     if not work.holds(owners.layers):
         _obey(stop, work)
-        found = capture.statistics(stage, some, owners)
+        with work.journal.explained():  # sums may wait on disk
+            found = capture.statistics(stage, some, owners)
     stats = {}
     for group, gathered in found:
         scaled = scale_inputs(work, group, gathered, owners.of(group)[0])

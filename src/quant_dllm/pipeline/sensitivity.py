@@ -19,15 +19,14 @@ from torch import Tensor, nn
 
 from quant_dllm.distributed import gather_facts, rank, sum_counts, sum_to, world
 from quant_dllm.errors import RecipeError
-from quant_dllm.models.network import NetworkBlock
+from quant_dllm.models.network import Network, NetworkBlock
 from quant_dllm.models.stage import Group, Stage
-from quant_dllm.pipeline.capture import ACCOUNT_BYTES
-from quant_dllm.pipeline.entry import batches, mine
+from quant_dllm.pipeline.entry import batches, mine, read_embedding
 from quant_dllm.pipeline.job import Job
 from quant_dllm.pipeline.original import read_block, read_outside
 from quant_dllm.pipeline.spool import Pool, Spool
 from quant_dllm.statistics.layer import Account
-from quant_dllm.statistics.reduction import Tree, shards
+from quant_dllm.statistics.reduction import ACCOUNT_BYTES, Tree, shards
 from quant_dllm.statistics.sensitivity import expected_increase
 
 logger = logging.getLogger(__name__)
@@ -53,7 +52,7 @@ class SensitivityPass:
 
     def __init__(self, job: Job, tokens: int, folder: Path, memory: int):
         self.job, self.folder, self.pool = job, folder, Pool(memory)
-        self.network = read_outside(job.source, job.device, job.dtype)
+        self.network = job.source.empty()
         canvas, text = _some(*job.views(), tokens)
         self.hidden = canvas == job.mask_token_id
         if not self.hidden.any():
@@ -97,8 +96,10 @@ class SensitivityPass:
     def _forward(self, pause: Callable[[], None]) -> list[Spool]:
         """Keep the states in front of each block, and behind the last."""
         spools = [self._spool("forward", 0)]
+        embed = read_embedding(self.job, self.network, {})
         for batch, rows in self.rows.items():
-            spools[0].put(batch, self.network.embed(self.ids[rows]), 0)
+            spools[0].put(batch, embed(self.ids[rows]), 0)
+        del embed
         for index in range(len(self.network.blocks)):
             pause()
             block, behind = self._block(index), self._spool("forward", index + 1)
@@ -110,45 +111,37 @@ class SensitivityPass:
     def _head(self, states: Spool) -> Spool:
         """Return the gradients behind the last block."""
         found = self._spool("back", states.generation)
+        job = self.job
+        head = read_outside(job.source, job.device, job.dtype, scores_only=True)
         for batch, rows in self.rows.items():
             x, hidden = states[batch], self.hidden[rows]
-            sequence, row = self.job.source.rows(hidden)
+            sequence, row = job.source.rows(hidden)
             # the root: squared gradients add up to the Fisher information of the weighted mean
             weight = (1 / (hidden.sum(1).clamp_min(1) * len(self.ids))).sqrt()
-            dice = torch.Generator().manual_seed(self.job.seed + batch)
+            dice = torch.Generator().manual_seed(job.seed + batch)
             u = torch.rand(len(row), generator=dice)
             gradient = torch.zeros_like(x)
             for s, r, w, v in zip(
                 *(t.split(POSITIONS) for t in (sequence, row, weight[sequence], u)), strict=True
             ):
-                gradient[s, r] = self._score(x[s, r], w.to(x.device), v.to(x.device))
+                gradient[s, r] = _score(head, x[s, r], w.to(x.device), v.to(x.device))
             found.put(batch, gradient, states.generation)
         states.clear()
         return found
-
-    @torch.enable_grad()
-    def _score(
-        self, x: Float[Tensor, "positions width"], weight: Tensor, u: Float[Tensor, " positions"]
-    ) -> Float[Tensor, "positions width"]:
-        """Draw a token at each position; return the gradient of its negative log-likelihood."""
-        x = x.detach().requires_grad_(True)
-        logits = self.network.project(x).float()
-        loss = F.cross_entropy(logits, draw(logits.detach(), u.to(logits.device)), reduction="none")
-        return torch.autograd.grad((loss * weight.to(loss.device)).sum(), x)[0]
 
     def _back(self, index: int, states: Spool, gradients: Spool, found: Increases) -> Spool:
         """Measure the layers of a block that this process owns; return the gradients in front."""
         block, before = self._block(index), self._spool("back", index)
         groups = [group for stage in block.stages for group in stage]
         parts = list(_parts(block, groups))
-        for some in parts:
-            trees = [Tree() for _ in some]
+        for some, crowded in parts:
+            trees = [Tree(self.folder if crowded else None) for _ in some]
             for shard in self.shards:
-                accounts = [Account() for _ in some]
+                accounts = [tree.begin() for tree in trees]
                 with watched(block, [groups[i] for i in some], accounts):
                     for batch in shard:
                         dx = self._through(block, states[batch], gradients[batch])
-                        if some is parts[-1]:
+                        if some is parts[-1][0]:
                             before.put(batch, dx, index)
                 for tree, account in zip(trees, accounts, strict=True):
                     tree.push(account)
@@ -186,6 +179,20 @@ class SensitivityPass:
             ).tolist()
             for name in group.layers
         }
+
+
+@torch.enable_grad()
+def _score(
+    head: Network,
+    x: Float[Tensor, "positions width"],
+    weight: Tensor,
+    u: Float[Tensor, " positions"],
+) -> Float[Tensor, "positions width"]:
+    """Draw a token at each position; return the gradient of its negative log-likelihood."""
+    x = x.detach().requires_grad_(True)
+    logits = head.project(x).float()
+    loss = F.cross_entropy(logits, draw(logits.detach(), u.to(logits.device)), reduction="none")
+    return torch.autograd.grad((loss * weight.to(loss.device)).sum(), x)[0]
 
 
 @contextmanager
@@ -240,18 +247,18 @@ def _some(
     return views[at], texts[at]
 
 
-def _parts(block: NetworkBlock, groups: list[Group]) -> Iterator[range]:
-    """Cut groups into those whose sums fit into `ACCOUNT_BYTES`, as `Capture.parts` does."""
+def _parts(block: NetworkBlock, groups: list[Group]) -> Iterator[tuple[range, bool]]:
+    """Cut groups into those whose sums fit into `ACCOUNT_BYTES`; tell of one that does not."""
     at_once = shards().bit_length()  # see `Tree`
     start = size = 0
     for i, group in enumerate(groups):
         inputs = block.get_parameter(f"{group.layers[0]}.weight").shape[1]
         need = 4 * at_once * (1 + len(group.layers)) * inputs**2
         if size and size + need > ACCOUNT_BYTES:
-            yield range(start, i)
+            yield range(start, i), size > ACCOUNT_BYTES
             start, size = i, 0
         size += need
-    yield range(start, len(groups))
+    yield range(start, len(groups)), size > ACCOUNT_BYTES
 
 
 def _fill(found: Increases, block: str, stage: Stage) -> None:

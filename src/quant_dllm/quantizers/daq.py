@@ -81,6 +81,26 @@ class DataAwareAnyOrderQuantizer:
         block_size: int,
     ) -> BinaryWeight | CompactWeight:
         """Quantize; ``bits[b]`` is the number of binary planes of block ``b``."""
+        planes = self._sweep(weight, stats, bits, block_size)
+        if self.refinements:
+            stats.forget_factor()
+            matrix = Matrix.of(weight.float(), damp(stats.hessian, stats.damping), planes)
+            refine(matrix, self.refinements)
+            if self.scales < 16:
+                return code_scales(matrix, self.scales, block_size)
+            planes = matrix.planes()
+        if self.scales < 16:
+            return CompactWeight.of(planes, block_size, self.scales)
+        return BinaryWeight.of(planes, block_size)
+
+    def _sweep(
+        self,
+        weight: Float[Tensor, "out in"],
+        stats: LayerStatistics,
+        bits: Int[Tensor, " blocks"],
+        block_size: int,
+    ) -> list[Planes]:
+        """Round the blocks from left to right."""
         U = stats.factor
         D = divisor(U, self.saliency)
         whole = self._emphasis(weight, D) if self.scope == "matrix" else None
@@ -92,16 +112,7 @@ class DataAwareAnyOrderQuantizer:
             fit = fitting(block, weighed, int(bits[index]), self.rounds, self.tolerance).halve()
             return self._place(fit, block, U[channels, channels])
 
-        planes = sweep(weight, U, block_size, code)
-        if self.refinements:
-            matrix = Matrix.of(weight.float(), damp(stats.hessian, stats.damping), planes)
-            refine(matrix, self.refinements)
-            if self.scales < 16:
-                return code_scales(matrix, self.scales, block_size)
-            planes = matrix.planes()
-        if self.scales < 16:
-            return CompactWeight.of(planes, block_size, self.scales)
-        return BinaryWeight.of(planes, block_size)
+        return sweep(weight, U, block_size, code)
 
     def plane_bits(self, out: int, width: int) -> int:
         """Return what one plane of a block [out, width] takes in a file, with its scales, bits."""

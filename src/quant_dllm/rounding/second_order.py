@@ -15,13 +15,14 @@ Symbols:
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from quant_dllm.rounding.planes import TINY, ColumnRounding
 from quant_dllm.weights.binary import Planes
 
 AT_ONCE = 1024  # rows of the columns' equations that are made at once
+PANEL = 4096  # of which one panel has
 RIDGE = 1e-6  # of the mean diagonal: keeps the solves positive where two planes nearly coincide
 
 
@@ -137,10 +138,8 @@ def refit_columns(m: Matrix, steps: int = 40) -> None:
     parts = zip(s.split(AT_ONCE), channel.split(AT_ONCE), strict=True)
     right = torch.cat([(rows * target[some]).sum(1) for rows, some in parts])
     del target
-    gram = s @ s.T
+    gram = Symmetric.of(s, m.hessian, channel)
     del s
-    for rows, some in zip(gram.split(AT_ONCE), channel.split(AT_ONCE), strict=True):
-        rows.mul_(m.hessian[some][:, channel])  # in parts: gram takes 2.4 GB at 12288 inputs
     start = torch.cat([block.columns.flatten() for block in m.blocks])
     scales = _conjugate_gradients(gram, right, start, steps)
     at = 0
@@ -148,6 +147,48 @@ def refit_columns(m: Matrix, steps: int = 40) -> None:
         count = block.columns.numel()
         block.columns = scales[at : at + count].view_as(block.columns)
         at += count
+
+
+@dataclass
+class Symmetric:
+    """The lower half of a matrix [n, n], which takes 2.4 GB as a whole at 12288 inputs.
+
+    Attributes:
+        panels: Of rows, up to the column of the last of them.
+    """
+
+    panels: list[Tensor]
+
+    @classmethod
+    def of(
+        cls,
+        s: Float[Tensor, "n out"],
+        hessian: Float[Tensor, "in in"],
+        channel: Int[Tensor, " n"],
+    ) -> "Symmetric":
+        """Make M of s, H, and the channel of each row of s."""
+        panels = []
+        for rows in torch.arange(len(s)).split(PANEL):
+            first, end = int(rows[0]), int(rows[-1]) + 1
+            panels.append(s[first:end] @ s[:end].T)
+            parts = zip(panels[-1].split(AT_ONCE), channel[first:end].split(AT_ONCE), strict=True)
+            for part, some in parts:
+                part.mul_(hessian[some][:, channel[:end]])
+        return cls(panels)
+
+    def __matmul__(self, x: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Multiply a vector."""
+        found = torch.zeros_like(x)
+        for panel in self.panels:
+            end = panel.shape[1]
+            first = end - len(panel)
+            found[first:end] += panel @ x[:end]
+            found[:first] += panel[:, :first].T @ x[first:end]
+        return found
+
+    def diagonal(self) -> Float[Tensor, " n"]:
+        """Return the diagonal."""
+        return torch.cat([panel[:, -len(panel) :].diagonal() for panel in self.panels])
 
 
 def choose_signs(m: Matrix) -> None:
@@ -216,7 +257,7 @@ def solve(gram: Float[Tensor, "rows n n"], right: Float[Tensor, "rows n"]) -> Te
 
 
 def _conjugate_gradients(
-    gram: Float[Tensor, "n n"], right: Float[Tensor, " n"], x: Float[Tensor, " n"], steps: int
+    gram: Symmetric, right: Float[Tensor, " n"], x: Float[Tensor, " n"], steps: int
 ) -> Float[Tensor, " n"]:
     """Minimise ½ xᵀ M x − xᵀ r from ``x``."""
     inverse = 1.0 / gram.diagonal().clamp_min(1e-30)

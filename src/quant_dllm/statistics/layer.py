@@ -87,6 +87,10 @@ class LayerStatistics:
         """Return U, the upper factor of the damped inverse: computed once a stage."""
         return inverse_factor(self.hessian, self.damping)
 
+    def forget_factor(self) -> None:
+        """Give the factor's memory back; it is computed anew when it is asked for again."""
+        self.__dict__.pop("factor", None)
+
     def scaled(self, s: Float[Tensor, " in"]) -> "LayerStatistics":
         """Return the statistics of inputs whose channels were multiplied by ``s``."""
         both = s[:, None] * s

@@ -4,16 +4,23 @@ Float sums depend on their order. The text is cut into `SHARDS` shards however m
 are; the accounts of two neighbours are added, then those of two pairs, and so on. A process that
 holds a power of two of neighbouring shards computes a whole subtree, and the processes together
 the rest of the tree.
+
+Up to four accounts of eight shards are there at once. Where memory has no room for so many, all but
+the one under way wait on disk.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryFile
 
+import numpy as np
 import torch
 
 from quant_dllm.distributed import join_to, receive, send, sum_counts, sum_to, world
 from quant_dllm.statistics.layer import Account, Needs
 
 SHARDS = 8
+ACCOUNT_BYTES = 4 << 30  # second moments that are gathered in one pass over the text
 
 
 def shards() -> int:
@@ -23,9 +30,22 @@ def shards() -> int:
 
 @dataclass
 class Tree:
-    """Accounts of the shards so far: those of whole subtrees, the largest first."""
+    """Accounts of the shards so far: those of whole subtrees, the largest first.
 
-    subtrees: list[tuple[int, Account]] = field(default_factory=list)
+    Attributes:
+        folder: Where accounts wait for their neighbours; ``None``: in memory.
+    """
+
+    folder: Path | None = None
+    subtrees: list[tuple[int, "Account | Waiting"]] = field(default_factory=list)
+
+    def begin(self) -> Account:
+        """Return an empty account for the next shard, and make room for it."""
+        if self.folder:
+            for i, (height, account) in enumerate(self.subtrees):
+                if isinstance(account, Account):
+                    self.subtrees[i] = (height, Waiting(account, self.folder))
+        return Account()
 
     def push(self, account: Account) -> None:
         """Add the account of the next shard."""
@@ -37,7 +57,37 @@ class Tree:
     def total(self) -> Account:
         """Return the account of all shards; they were a power of two."""
         ((_, account),) = self.subtrees
+        assert isinstance(account, Account), "nothing was begun behind the last shard"
         return account
+
+
+class Waiting:
+    """An account whose sums wait in a file without a name: it goes with this process at the latest.
+
+    Args:
+        account: It is emptied.
+        folder: On which disk.
+    """
+
+    def __init__(self, account: Account, folder: Path):
+        self.rest = account
+        self.file = TemporaryFile(dir=folder)  # noqa: SIM115 - `merge` closes it
+        self.shapes = {name: tensor.shape for name, tensor in account.sums.items()}
+        for name in self.shapes:
+            account.sums.pop(name).cpu().numpy().tofile(self.file)
+
+    def merge(self, later: Account) -> Account:
+        """Return the account with that of the tokens that follow taken in, one sum at a time."""
+        with self.file as file:
+            file.seek(0)
+            for name, shape in self.shapes.items():
+                found = np.fromfile(file, dtype=np.float32, count=shape.numel())
+                sums = torch.from_numpy(found).view(shape)
+                if name in later.sums:
+                    term = later.sums.pop(name)
+                    sums = term.add_(sums.to(term.device))
+                self.rest.sums[name] = sums
+        return self.rest.merge(later)
 
 
 def reduce_accounts(
