@@ -3,8 +3,8 @@
 Models are replaced by a small random one and texts by a short one; runs look at less text. With
 ``-m slow`` the commands on ``tiny`` run exactly as they are written.
 
-``python -m tests.end_to_end.test_docs`` lists what is run, what is only parsed, and what of make and
-python is only looked for.
+``python -m tests.end_to_end.test_docs`` lists what is run, what is only parsed, and
+what of make and python is only looked for.
 """
 
 import gzip

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import demo
 import kernel_tables
 import kills
 import records
@@ -64,3 +65,21 @@ def test_kills_of_a_phase_are_one_row_and_failures_show():
     assert "| rounding | 2 | nothing … 1 blocks, 2 layers | exit 0 | yes |" in text
     assert "| renaming | 1 | 2 blocks, 0 layers | exit 0 | **0 of 1** |" in text
     assert "| m | nothing | OUT: the disk is full; then exit 0 | yes |" in text
+
+
+def test_the_readme_shows_what_the_demo_printed():
+    cells = ["16.01", "2.00", "3.89", "4.1 MB", "2.213 ± 0.080", "9.14", "-", "-", "3.5"]
+    lines = ["   ".join(["model", *"abcdefghi"]), "─" * 40]
+    lines += ["  " + "   ".join([name, *cells]) + "  " for name in ("16-bit", "gptq-2bit")]
+    rows = demo.parsed("tiny at two bits: 32 windows\n" + "\n".join(lines) + "\nA story.  It was")
+    assert rows == [["16-bit", *cells], ["gptq-2bit", *cells]]
+    text = demo.table({"rows": rows, "processor": "P", "torch": "2"})
+    assert f"| `gptq-2bit` | {' | '.join(cells)} |" in text and "| 16-bit |" in text
+
+
+def test_a_page_keeps_what_is_outside_the_marks(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- a -->\nold\n<!-- b -->\nafter\n")
+    for _ in range(2):
+        records.put("new", page, "<!-- a -->", "<!-- b -->")
+    assert page.read_text() == "before\n<!-- a -->\n\nnew\n<!-- b -->\nafter\n"
