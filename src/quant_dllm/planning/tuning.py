@@ -105,9 +105,8 @@ def _timed(
     whole = job.source
     source = Few(whole.name, whole.folder, whole.family, whole.config, blocks)
     model = DiffusionLM(source, _student(job, source, packed, outside), job.mask_token_id).eval()
-    settings = replace(
-        job.tuning, batch=windows, norms=True
-    )  # without them no block learns nothing
+    # the norm behind the last block learns even where there is no block
+    settings = replace(job.tuning, batch=windows, norms=True)
     teacher = Teacher(source, job.device, job.dtype, settings.top)
     text = job.tuning_text.windows[:windows]
     run = EndToEndTuning(model, teacher, settings, text, text, job.seed)
