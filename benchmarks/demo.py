@@ -1,57 +1,45 @@
-"""Keep what ``make demo`` printed, and write the README's table of it.
+"""Write the README's table of what ``quant-dllm demo`` prints, without its seconds.
 
-    make demo | tee demo.txt
-    python benchmarks/demo.py demo.txt    # without a file: the table alone, from the last record
+python benchmarks/demo.py
 
-The table is that of the terminal, a cell for a cell.
+The demo measures the same recipes on the same windows and masks as `compare` with seed 0, whose
+records of `tiny` are kept: the table is made from those.
 """
 
-import argparse
-import re
-from pathlib import Path
 from typing import Any
 
 import records
+from quant_dllm.cli.demo import RECIPES
+from quant_dllm.models.source import TINY, open_model
 from quant_dllm.record import BASE
 from quant_dllm.report.table import markdown
 
-RESULTS = records.RESULTS / "demo.jsonl"
+COMPARED = records.RESULTS / "compare-tiny.jsonl"
 PAGE = records.ROOT / "README.md"
 BEGIN, END = "<!-- table: made by benchmarks/demo.py -->", "<!-- end of table -->"
+WEIGHTS = open_model(TINY).parameters()
 COLUMNS = ("model", "code bits", "bits a weight", "bits of the file", "weights on disk", "NELBO",
-           "perplexity", "KL to 16-bit", "top-1", "seconds")  # fmt: skip
+           "perplexity", "KL to 16-bit", "top-1")  # fmt: skip
 
 
-def parsed(printed: str) -> list[list[str]]:
-    """Find the rows of the printed table: those with as many cells as it has columns.
-
-    Raises:
-        SystemExit: There are none.
-    """
-    cells = [re.split(r"\s{2,}", line.strip()) for line in printed.splitlines()]
-    rows = [row for row in cells if len(row) == len(COLUMNS) and row[0] != COLUMNS[0]]
-    if not rows:
-        raise SystemExit("No table of `quant-dllm demo` is in that file.")
-    return rows
+def table(found: list[dict[str, Any]]) -> str:
+    """Write a row for the 16-bit model and each recipe of the demo, seed 0."""
+    first = {r["recipe"]["name"]: r["evaluation"] for r in found if r["seed"] == 0}
+    return markdown(COLUMNS, [row(name, first[name]) for name in (BASE, *RECIPES)])
 
 
-def table(record: dict[str, Any]) -> str:
-    """Write the newest record as a table."""
-    rows = [[name if name == BASE else f"`{name}`", *cells] for name, *cells in record["rows"]]
-    told = f"{record['processor']}, torch {record['torch']}; ± is the standard error."
-    return f"{markdown(COLUMNS, rows)}\n{told}\n"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("printed", nargs="?", type=Path, metavar="FILE")
-    asked = parser.parse_args()
-    if asked.printed:
-        found = {"what": "demo", "rows": parsed(asked.printed.read_text())} | records.where()
-        with RESULTS.open("a") as file:
-            records.append(file, found)
-    records.put(table(records.read(RESULTS)[-1]), PAGE, BEGIN, END)
+def row(name: str, e: dict[str, Any]) -> list[str]:
+    """Format an evaluation as the demo does."""
+    bits, kl = e["bits"], e["kl"]
+    return [
+        name if name == BASE else f"`{name}`",
+        f"{bits['code']:.2f}", f"{bits['stored']:.2f}", f"{bits['file']:.2f}",
+        f"{bits['file'] * WEIGHTS / 8e6:.1f} MB",
+        f"{e['nelbo']:.3f} ± {e['nelbo_stderr']:.3f}", f"{e['perplexity']:.2f}",
+        "–" if kl is None else f"{kl:.3f} ± {e['kl_stderr']:.3f}",
+        "–" if kl is None else f"{e['top1_agreement']:.1%}",
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    records.put(table(records.read(COMPARED)), PAGE, BEGIN, END)

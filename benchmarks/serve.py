@@ -88,7 +88,7 @@ def table(found: list[dict[str, Any]]) -> str:
         [f"{fuzzed['bodies']} broken bodies: answer × status", statuses],
         ["`/health` afterwards", fuzzed["health"]],
     ]  # fmt: skip
-    told = f"{asked['model']}; {asked['processor']}, torch {asked['torch']}; one run."
+    told = f"{asked.get('model', 'tiny')}; {asked['processor']}, torch {asked['torch']}; one run."
     return f"{markdown(['', ''], rows)}\n{told}\n"
 
 

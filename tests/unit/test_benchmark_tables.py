@@ -67,14 +67,9 @@ def test_kills_of_a_phase_are_one_row_and_failures_show():
     assert "| m | nothing | OUT: the disk is full; then exit 0 | yes |" in text
 
 
-def test_the_readme_shows_what_the_demo_printed():
-    cells = ["16.01", "2.00", "3.89", "4.1 MB", "2.213 ± 0.080", "9.14", "-", "-", "3.5"]
-    lines = ["   ".join(["model", *"abcdefghi"]), "─" * 40]
-    lines += ["  " + "   ".join([name, *cells]) + "  " for name in ("16-bit", "gptq-2bit")]
-    rows = demo.parsed("tiny at two bits: 32 windows\n" + "\n".join(lines) + "\nA story.  It was")
-    assert rows == [["16-bit", *cells], ["gptq-2bit", *cells]]
-    text = demo.table({"rows": rows, "processor": "P", "torch": "2"})
-    assert f"| `gptq-2bit` | {' | '.join(cells)} |" in text and "| 16-bit |" in text
+def test_the_readme_shows_the_records_of_the_demo():
+    page, found = demo.PAGE.read_text(), records.read(demo.COMPARED)
+    assert f"{demo.BEGIN}\n\n{demo.table(found)}\n{demo.END}" in page
 
 
 def test_a_page_keeps_what_is_outside_the_marks(tmp_path):
