@@ -1,8 +1,9 @@
 """Make the pictures of ``docs/pictures``: terminals and pages, as a user sees them.
 
     quant-dllm quantize tiny -o tiny-2bit
-    quant-dllm compare tiny -r gptq-2bit -r gptq-3bit -r rtn-2bit -r quant-dllm-2bit -o compared
-    quant-dllm report tiny-2bit --temperature 0.7 --compared compared
+    recipes="16-bit|(rtn|awq|slim-llm|gptq)-2bit|gptq-3bit|quant-dllm-2bit(-paper|-untuned|)"
+    grep -E "recipe.: ..name.: .($recipes).[,}]" benchmarks/results/compare-tiny.jsonl > some.jsonl
+    quant-dllm report tiny-2bit --temperature 0.7 --compared some.jsonl
     python docs/make_pictures.py tiny-2bit
 
 Terminals are drawn by rich, and all is photographed by the Chromium that is on the path.
