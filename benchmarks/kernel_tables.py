@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from quant_dllm.report.table import markdown
-from records import ROOT
+from records import ROOT, write_between
 
 PAGE = ROOT / "docs" / "kernels.md"
 Must = dict[str, dict[int, float]]
@@ -13,10 +13,7 @@ BEGIN, END = "<!-- tables: made by benchmarks/kernels.py --tables -->", "<!-- en
 
 def write(runs: list[list[dict[str, Any]]], must: Must, page: Path = PAGE) -> None:
     """Replace what stands between the marks of the page by the tables of all runs."""
-    before, _, rest = page.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    told = "\n".join(text(found, must) for found in runs)
-    page.write_text(f"{before}{BEGIN}\n\n{told}\n{END}{after}")
+    write_between(page, BEGIN, END, "\n".join(text(found, must) for found in runs))
 
 
 def text(found: list[dict[str, Any]], must: Must) -> str:

@@ -1,11 +1,11 @@
 """What `plan --time` says of a run, held against the run that follows at once.
 
-    python benchmarks/plan.py                          # all cases, then the table of docs/how-to.md
-    python benchmarks/plan.py gptq-2bit --clock wall   # one case
-    python benchmarks/plan.py --tables                 # the table alone
+    python benchmarks/plan.py              # all cases, then the table of docs/how-to.md
+    python benchmarks/plan.py gptq-2bit    # one case
+    python benchmarks/plan.py --tables     # the table alone
 
 A plan and its run are minutes apart, and on a machine that others use a second is not worth the
-same in both. The processor's own seconds are: ``--clock processor`` counts those, with one thread.
+same in both. The processor's own seconds are: ``--clock processor --threads 1`` counts those.
 """
 
 import argparse
@@ -29,30 +29,31 @@ RESULTS = records.RESULTS / "plan.jsonl"
 PAGE = records.ROOT / "docs" / "how-to.md"
 BEGIN, END = "<!-- table: made by benchmarks/plan.py --tables -->", "<!-- end of table -->"
 CLOCKS = {"processor": time.process_time, "wall": time.monotonic}
-SMALLEST = {"quantizer.scales": 8, "outside": "grouped", "outside.bits": 4}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "quant-dllm-2bit": ("quant-dllm-2bit", {}),
-    "gptq-2bit": ("gptq-2bit", {}),
-    "64 sequences": ("quant-dllm-2bit", {"calibration.sequences": 64}),
-    "512 sequences": ("gptq-2bit", {"calibration.sequences": 512}),
-    "smallest file": ("quant-dllm-2bit", {"calibration.sequences": 64} | SMALLEST),
     "rtn-2bit": ("rtn-2bit", {}),
+    "gptq-2bit": ("gptq-2bit", {}),
+    "gptq-2bit, 512 sequences": ("gptq-2bit", {"calibration.sequences": 512}),
+    "quant-dllm-2bit-untuned": ("quant-dllm-2bit-untuned", {}),
+    "quant-dllm-2bit-small, untuned": ("quant-dllm-2bit-small", {"tuning": "none"}),
+    "quant-dllm-2bit": ("quant-dllm-2bit", {}),
 }
 
 
-def compare(case: str, clock: str) -> dict[str, Any]:
+def compare(case: str, clock: str, threads: int) -> dict[str, Any]:
     """Plan a run of `tiny`, run it, each in a process of its own, and say both."""
     recipe, settings = CASES[case]
     spawn = multiprocessing.get_context("spawn")
     with (
         TemporaryDirectory() as folder,
-        ProcessPoolExecutor(1, spawn, torch.set_num_threads, (1,), max_tasks_per_child=1) as alone,
+        ProcessPoolExecutor(
+            1, spawn, torch.set_num_threads, (threads,), max_tasks_per_child=1
+        ) as alone,
     ):
         found = {}
         for part in (planned, ran):
             found |= alone.submit(part, case, clock, Path(folder) / "out").result()
     about = {"what": "plan", "case": case, "recipe": recipe, "settings": settings, "clock": clock}
-    return about | {"threads": 1} | found | records.where()
+    return about | {"threads": threads} | found | records.where()
 
 
 def planned(case: str, clock: str, out: Path) -> dict[str, Any]:
@@ -86,45 +87,50 @@ def ran(case: str, clock: str, out: Path) -> dict[str, Any]:
 
 
 def table(found: list[dict[str, Any]]) -> str:
-    """Write a row for each case and clock, the newest."""
-    newest = {(r["case"], r["clock"]): r for r in found}
+    """Write a row for each case, the newest of each clock."""
+    newest = {(r["case"], r["clock"]): r for r in found if r["case"] in CASES}
     rows = []
-    for r in newest.values():
+    for r in sorted(newest.values(), key=lambda r: [*CASES].index(r["case"])):
         seconds = r["planned_s"], r["measured_s"]
         weights = r["planned_weight_bytes"] / 1e6, r["measured_weight_bytes"] / 1e6
         disk = r["planned_disk_bytes"] / 1e6, r["measured_disk_bytes"] / 1e6
         memory = r["planned_memory_bytes"] / 1e6, r["measured_memory_bytes"] / 1e6
         rows.append([
-            r["case"], r["clock"], f"{r['planning_s']:.1f}", _both(*seconds, 1),
-            _both(*weights, 2), _both(*disk, 2), _both(*memory, 0),
+            r["case"], f"{r['threads']}, {r['clock']}", f"{r['planning_s']:.1f}",
+            _both(*seconds, 1), _both(*weights, 2), _both(*disk, 2), _both(*memory, 0),
         ])  # fmt: skip
-    head = ["`tiny`", "clock", "s to plan", "s", "MB of weights", "MB on disk", "MB of memory"]
-    machine = "; ".join(sorted({f"{r['processor']}, {r['threads']} thread" for r in found}))
+    head = [
+        "`tiny`",
+        "threads, clock",
+        "s to plan",
+        "s",
+        "MB of weights",
+        "MB on disk",
+        "MB of memory",
+    ]
+    machine = "; ".join(sorted({f"{r['processor']}, torch {r['torch']}" for r in newest.values()}))
     told = "Planned → measured, and by how much the plan was off"
-    return f"{markdown(head, rows)}\n{told}; {machine}.\n"
+    return f"{markdown(head, rows)}\n{told}; {machine}; one run each.\n"
 
 
 def _both(planned: float, measured: float, digits: int) -> str:
     return f"{planned:.{digits}f} → {measured:.{digits}f}, {planned / measured - 1:+.0%}"
 
 
-def write(found: list[dict[str, Any]], page: Path = PAGE) -> None:
-    """Replace what stands between the marks of the page."""
-    before, _, rest = page.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n\n{table(found)}\n{END}{after}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(CASES))
-    parser.add_argument("--clock", choices=CLOCKS, default="processor")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tables", action="store_true", help="only write the table")
     asked = parser.parse_args()
     for case in () if asked.tables else asked.cases or CASES:
         with RESULTS.open("a") as file:
-            print(json.dumps(records.append(file, compare(case, asked.clock))), flush=True)
-    write(records.read(RESULTS))
+            print(
+                json.dumps(records.append(file, compare(case, asked.clock, asked.threads))),
+                flush=True,
+            )
+    records.write_between(PAGE, BEGIN, END, table(records.read(RESULTS)))
 
 
 if __name__ == "__main__":

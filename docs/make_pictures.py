@@ -1,8 +1,9 @@
 """Make the pictures of ``docs/pictures``: terminals and pages, as a user sees them.
 
     quant-dllm quantize tiny -o tiny-2bit
-    quant-dllm compare tiny -r gptq-2bit -r gptq-3bit -r rtn-2bit -r quant-dllm-2bit -o compared
-    quant-dllm report tiny-2bit --temperature 0.7 --compared compared
+    recipes="16-bit|(rtn|awq|slim-llm|gptq)-2bit|gptq-3bit|quant-dllm-2bit(-paper|-untuned|)"
+    grep -E "recipe.: ..name.: .($recipes).[,}]" benchmarks/results/compare-tiny.jsonl > some.jsonl
+    quant-dllm report tiny-2bit --temperature 0.7 --compared some.jsonl
     python docs/make_pictures.py tiny-2bit
 
 Terminals are drawn by rich, and all is photographed by the Chromium that is on the path.
@@ -11,6 +12,7 @@ Terminals are drawn by rich, and all is photographed by the Chromium that is on 
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from io import StringIO
 from itertools import islice
@@ -24,6 +26,7 @@ from rich.text import Text
 from quant_dllm import load, quantize
 from quant_dllm.cli.canvas import caption, drawn
 from quant_dllm.cli.watch import QuantizeView
+from quant_dllm.cli.watch_tuning import TuningView
 from quant_dllm.generation.draft import Draft
 from quant_dllm.generation.generate import chosen_sampling
 from quant_dllm.models.load import DiffusionLM
@@ -59,24 +62,33 @@ def chatting(browser: Browser, model: DiffusionLM) -> None:
 
 
 class Photograph(QuantizeView):
-    """A view that keeps what it shows at one layer."""
+    """A view that keeps what it shows at one layer, and behind one update."""
 
-    shown: Any = None
+    layers: Any = None
+    updates: Any = None
 
-    def _lines(self, items: Iterable[Any], what: str) -> Iterator[Any]:
+    def __call__(self, items: Iterable[Any], what: str, total: int) -> Iterator[Any]:
+        """Pass items on."""
+        self.began, self.total, self.done, tuning = time.monotonic(), total, [], TuningView()
         for item in items:
+            self.take(item)
+            tuning.take(item)
+            if what.startswith("quantizing") and len(self.done) == 27:
+                self.layers = self.picture(what, COLUMNS)
+            if what == "tuning" and tuning.seen == 64:
+                self.updates = tuning.picture(what)
             yield item
-            self._take(item)
-            if len(self.done) == 27:
-                self.shown = self.picture(what, COLUMNS)
 
 
 def quantizing(browser: Browser) -> None:
-    """Photograph the live view at layer 27 of 42."""
+    """Photograph the live view at layer 27 of 42, and at update 64 of 80."""
     view = Photograph(open_model("tiny").config.blocks)
+    settings = {"tuning.steps": 80, "tuning.validate_every": 10}
     with tempfile.TemporaryDirectory() as folder:
-        quantize("tiny", Path(folder) / "out", settings={"tuning": "none"}, track=view)
-    terminal(browser, "quantize", "quant-dllm quantize tiny -o tiny-2bit", view.shown)
+        quantize("tiny", Path(folder) / "out", settings=settings, track=view)
+    told = " ".join(f"--set {path}={value}" for path, value in settings.items())
+    terminal(browser, "quantize", "quant-dllm quantize tiny -o tiny-2bit", view.layers)
+    terminal(browser, "tuning", f"quant-dllm quantize tiny -o tiny-2bit {told}", view.updates)
 
 
 def reporting(browser: Browser, folder: Path) -> None:

@@ -78,6 +78,26 @@ class Bits:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TuningStep:
+    """One update of the scales, as it is done.
+
+    Attributes:
+        done, steps: Updates so far, and in all.
+        tokens: Tokens of one update.
+        loss: KL to the 16-bit model on this update's windows, nats.
+        curve: KL on the validation windows: before, and at every look so far.
+        seconds_left: What is guessed of the rest.
+    """
+
+    done: int
+    steps: int
+    tokens: int
+    loss: float
+    curve: list[float]
+    seconds_left: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class TuningRecord:
     """How the scales were tuned.
 

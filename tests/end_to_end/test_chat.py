@@ -10,10 +10,11 @@ from quant_dllm.cli.canvas import caption, drawn
 from quant_dllm.cli.main import main
 from quant_dllm.cli.talk import Talk
 from quant_dllm.cli.watch import QuantizeView
+from quant_dllm.cli.watch_tuning import TuningView
 from quant_dllm.generation.draft import Draft
 from quant_dllm.generation.generate import chosen_sampling
 from quant_dllm.models.load import load
-from quant_dllm.record import LayerRecord
+from quant_dllm.record import LayerRecord, TuningStep
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
 
@@ -64,4 +65,23 @@ def test_the_live_view_fits_a_narrow_terminal():
         console.print(view.picture("quantizing by x", width))
         shown = Text.from_ansi(console.file.getvalue()).plain
         assert "block 1 of 2" in shown and "0.q_proj" in shown and "1.0e-02" in shown
+        assert max(map(len, shown.splitlines())) <= width
+
+
+def test_tuning_is_seen_live_and_piped(capsys):
+    curves = [[0.4], [0.4, 0.2], [0.4, 0.2, 0.1]]
+    steps = [
+        TuningStep(done=2 * i + 1, steps=6, tokens=64, loss=0.3, curve=curve, seconds_left=75.0)
+        for i, curve in enumerate(curves)
+    ]
+    view = TuningView()
+    assert list(view(steps, "tuning")) == steps
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[0] for line in lines] == ["tuning=3/6", "tuning=5/6"]  # a line a look
+    assert "validation=0.1000 first=0.4000" in lines[-1] and "left_s=75" in lines[-1]
+    for width in (30, 80):
+        console = Console(file=io.StringIO(), width=width, force_terminal=True)
+        console.print(view.picture("tuning"))
+        shown = Text.from_ansi(console.file.getvalue()).plain
+        assert "update 5 of 6" in shown and "0.1000" in shown and "1:15 left" in shown
         assert max(map(len, shown.splitlines())) <= width

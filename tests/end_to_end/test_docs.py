@@ -3,7 +3,8 @@
 Models are replaced by a small random one and texts by a short one; runs look at less text. With
 ``-m slow`` the commands on ``tiny`` run exactly as they are written.
 
-``python -m tests.end_to_end.test_docs`` lists what is run, and what is only parsed.
+``python -m tests.end_to_end.test_docs`` lists what is run, what is only parsed, and
+what of make and python is only looked for.
 """
 
 import gzip
@@ -53,6 +54,12 @@ def commands(text: str) -> list[str]:
     lines += re.findall(r"^    (\S.*)$", text, re.M)
     words = (line.strip().removeprefix("$ ").removeprefix(".venv/bin/") for line in lines)
     return [line for line in words if line.startswith(("quant-dllm ", LAUNCHED[0]))]
+
+
+def chores(text: str) -> list[str]:
+    """List the indented lines that call make or python: what a contributor types."""
+    lines = re.findall(r"^    ((?:make|python) \S.*)$", text, re.M)
+    return [line.partition("#")[0].strip() for line in lines]
 
 
 def page_commands() -> dict[str, list[str]]:
@@ -205,6 +212,18 @@ def test_the_list_of_commands_names_them_all(capsys):
     assert all(line in out for lines in page_commands().values() for line in lines)
 
 
+def test_what_contributors_type_is_there():
+    for page in PAGES:
+        for line in chores((HOME / page).read_text()):
+            program, *words = shlex.split(line)
+            if program == "make":
+                dry = ["make", "--directory", str(HOME), "--dry-run", *words]
+                assert subprocess.run(dry, capture_output=True).returncode == 0, line
+            for word in words:
+                named = "/" in word or word.endswith(".py")
+                assert not named or (HOME / word).exists(), f"{line}: {word}"
+
+
 @pytest.mark.slow
 def test_the_tutorial_runs_as_it_is_written(at_home, capsys):
     for line in commands((HOME / "docs" / "tutorial.md").read_text()):
@@ -218,6 +237,9 @@ def listed() -> None:
         for line in lines:
             words = shlex.split(line)[1:]
             print(f"  {'parsed' if only_parsed(words) else 'run   '}  {line}")
+    for page in PAGES:
+        for line in chores((HOME / page).read_text()):
+            print(f"{page}\n  there   {line}")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from quant_dllm.models.source import open_model
 from quant_dllm.pipeline.job import Job
 from quant_dllm.pipeline.quantize import quantize
 from quant_dllm.pipeline.resume import resume
+from quant_dllm.planning.plan import plan
 from quant_dllm.recipe import Recipe
 from quant_dllm.record import RunRecord
 from tests.conftest import ROUNDED, SMALL_RECIPE
@@ -69,7 +70,31 @@ def test_the_record_tells_how_it_went(folders):
     written = json.loads((out / "tuned" / "quant_dllm.json").read_text())
     assert RunRecord.from_dict(written) == tuned
     assert tuned.fingerprint != rounded.fingerprint
+    assert tuned.peak_memory and tuned.seconds >= tuned.tuning.seconds
     assert sorted(p.name for p in out.iterdir()) == ["rounded", "tuned"]  # nothing hidden is left
+
+
+def test_page_and_events_tell_of_tuning(folders):
+    out, _, tuned = folders
+    lines = (out / "tuned" / "events.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    names = [event["event"] for event in events]
+    assert names == ["start", *["layer"] * 42, "rounded", *["tuning"] * 4, "end"]
+    looks = [event["validation"] for event in events if event["event"] == "tuning"]
+    assert looks == pytest.approx(tuned.tuning.curve, abs=1e-5)
+    page = (out / "tuned" / "report.html").read_text()
+    assert "What tuning brought" in page and f"{min(tuned.tuning.curve):.3f}</text>" in page
+    assert "What tuning brought" not in (out / "rounded" / "report.html").read_text()
+
+
+def test_a_timed_plan_counts_the_updates(small_model):
+    text = bundled_text(open_model("tiny"), "calibration")
+    few, many = (
+        plan(small_model, ROUNDED, calibration=text, timed=True,
+             settings=SMALL | {"tuning.steps": steps})
+        for steps in (5, 1005)
+    )  # fmt: skip
+    assert many.seconds - few.seconds > 1  # a thousand updates of a millisecond and more
 
 
 def test_one_seed_gives_one_checkpoint(small_model, tmp_path):

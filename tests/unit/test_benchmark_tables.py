@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import demo
 import kernel_tables
 import kills
 import records
@@ -64,3 +65,16 @@ def test_kills_of_a_phase_are_one_row_and_failures_show():
     assert "| rounding | 2 | nothing … 1 blocks, 2 layers | exit 0 | yes |" in text
     assert "| renaming | 1 | 2 blocks, 0 layers | exit 0 | **0 of 1** |" in text
     assert "| m | nothing | OUT: the disk is full; then exit 0 | yes |" in text
+
+
+def test_the_readme_shows_the_records_of_the_demo():
+    page, found = demo.PAGE.read_text(), records.read(demo.COMPARED)
+    assert f"{demo.BEGIN}\n\n{demo.table(found)}\n{demo.END}" in page
+
+
+def test_a_page_keeps_what_is_outside_the_marks(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- a -->\nold\n<!-- b -->\nafter\n")
+    for _ in range(2):
+        records.put("new", page, "<!-- a -->", "<!-- b -->")
+    assert page.read_text() == "before\n<!-- a -->\n\nnew\n<!-- b -->\nafter\n"

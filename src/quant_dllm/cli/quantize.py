@@ -143,6 +143,10 @@ def show(record: "RunRecord", out: Path, as_json: bool) -> None:
             "output error": f"{sum(errors) / len(errors):.2e} (mean of the layers)"
             if errors
             else "not measured",
+            "tuning": f"KL to 16 bits {told.curve[0]:.4f} before, {min(told.curve):.4f} after "
+            "(validation text)"
+            if (told := record.tuning)
+            else "none",
             "time": f"{record.seconds:.1f} s",
             "peak memory": size(record.peak_memory)
             + (f", {size(record.peak_device_memory)} on {device}" if device != "cpu" else ""),

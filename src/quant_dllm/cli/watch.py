@@ -4,11 +4,12 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from quant_dllm.cli.live import bar, clock, gauge, live, panel
 from quant_dllm.cli.show import size, track
+from quant_dllm.cli.watch_tuning import TuningView
 from quant_dllm.memory import PeakMemory
 from quant_dllm.record import LayerRecord
 
@@ -19,7 +20,7 @@ WIDE = 64  # columns of a terminal below which the view says less
 
 @dataclass
 class QuantizeView:
-    """A `Track` that shows layers; anything else is shown as `show.track` does.
+    """A `Track` that shows layers, and updates of scales; anything else as `show.track` does.
 
     Attributes:
         blocks: Blocks of the model.
@@ -29,16 +30,23 @@ class QuantizeView:
     blocks: int
     verbose: bool = False
     began: float = field(default_factory=time.monotonic)
+    first: float | None = None
     done: list[LayerRecord] = field(default_factory=list)
     total: int = 0
 
     def __call__(self, items: Iterable[T], what: str, total: int) -> Iterator[T]:
         """Pass the items on."""
+        if what.startswith("tuning"):
+            yield from TuningView()(items, what)
+            return
         if not what.startswith("quantizing"):
             yield from track(items, what, total)
             return
-        self.began, self.total, self.done = time.monotonic(), total, []
-        yield from (self._live if sys.stderr.isatty() else self._lines)(items, what)
+        self.began, self.first, self.total, self.done = time.monotonic(), None, total, []
+        if sys.stderr.isatty():
+            yield from live(items, self.take, lambda width: self.picture(what, width))
+        else:
+            yield from self._lines(items)
 
     @property
     def elapsed(self) -> float:
@@ -47,10 +55,14 @@ class QuantizeView:
 
     @property
     def left(self) -> float | None:
-        """Guess the time left, seconds: what is left takes as long a layer as what is done."""
-        if not self.done:
+        """Guess the time left, seconds: what is left takes as long a layer as what is done.
+
+        What comes before the first layer, measuring sensitivities above all, comes once.
+        """
+        more = self.total - len(self.done)
+        if self.first is None or (len(self.done) < 2 and more):
             return None
-        return self.elapsed / len(self.done) * (self.total - len(self.done))
+        return (time.monotonic() - self.first) / max(len(self.done) - 1, 1) * more
 
     @property
     def block(self) -> int:
@@ -65,49 +77,34 @@ class QuantizeView:
         passed = tokens * len(self.done) * self.blocks / max(self.total, 1)
         return passed / max(self.elapsed, 1e-9) if tokens else None
 
-    def _lines(self, items: Iterable[T], what: str) -> Iterator[T]:
+    def _lines(self, items: Iterable[T]) -> Iterator[T]:
         """Say one ``key=value`` line a layer."""
         for item in items:
+            self.take(item)
+            if not self.verbose and isinstance(item, LayerRecord):
+                speed, left = self.tokens_per_second, self.left
+                print(
+                    f"done={len(self.done)}/{self.total} block={self.block}/{self.blocks} "
+                    f"{item.line()} tokens_per_second={'-' if speed is None else f'{speed:.0f}'} "
+                    f"peak_mb={(PeakMemory.read() or 0) / 1e6:.0f} elapsed_s={self.elapsed:.0f} "
+                    f"left_s={'-' if left is None else f'{left:.0f}'}",
+                    file=sys.stderr, flush=True,
+                )  # fmt: skip
             yield item
-            self._take(item)
-            if self.verbose or not isinstance(item, LayerRecord):
-                continue
-            speed = self.tokens_per_second
-            print(
-                f"done={len(self.done)}/{self.total} block={self.block}/{self.blocks} "
-                f"{item.line()} tokens_per_second={'-' if speed is None else f'{speed:.0f}'} "
-                f"peak_mb={(PeakMemory.read() or 0) / 1e6:.0f} elapsed_s={self.elapsed:.0f} "
-                f"left_s={self.left or 0:.0f}",
-                file=sys.stderr, flush=True,
-            )  # fmt: skip
 
-    def _live(self, items: Iterable[T], what: str) -> Iterator[T]:
-        from rich.console import Console
-        from rich.live import Live
-
-        console = Console(stderr=True)
-        with Live(console=console, get_renderable=lambda: self.picture(what, console.width),
-                  refresh_per_second=4, transient=True), _logs_above():  # fmt: skip
-            for item in items:
-                yield item
-                self._take(item)
-
-    def _take(self, item: Any) -> None:
+    def take(self, item: Any) -> None:
+        """Note a layer that is done."""
         if isinstance(item, LayerRecord):
+            self.first = self.first or time.monotonic()
             self.done.append(item)
 
     def picture(self, what: str, width: int) -> Any:
         """Draw the view, for a terminal of so many columns."""
-        from rich.console import Group
-        from rich.panel import Panel
-        from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
 
         head = Text.assemble((f"block {self.block} of {self.blocks}", "bold"),
                              f"   layer {len(self.done)} of {self.total}")  # fmt: skip
-        bar = ProgressBar(total=self.total or 1, completed=len(self.done),
-                          complete_style="color(39)", finished_style="color(39)")  # fmt: skip
         table = Table(box=None, expand=True, pad_edge=False, header_style="dim")
         wide = ("layer", "bits", "blocks", "error", "", "seconds")
         columns = wide if width >= WIDE else ("layer", "error", "seconds")
@@ -119,36 +116,21 @@ class QuantizeView:
             orders = " ".join(f"{n}×{k}" for k, n in sorted(layer.orders.items())) or "–"
             error = "–" if layer.error is None else f"{layer.error:.1e}"
             cells = (_short(layer.name), f"{layer.stored_bits:.2f}", orders, error,
-                     _gauge((layer.error or 0) / worst), f"{layer.seconds:.1f}")  # fmt: skip
+                     gauge((layer.error or 0) / worst), f"{layer.seconds:.1f}")  # fmt: skip
             table.add_row(*(cells[wide.index(name)] for name in columns))
-        return Panel(Group(head, bar, "", table, "", self._foot()), title=what, title_align="left",
-                     border_style="dim")  # fmt: skip
+        return panel(what, head, bar(len(self.done), self.total), "", table, "", self._foot())
 
     def _foot(self) -> Any:
         from rich.text import Text
 
         speed, left = self.tokens_per_second, self.left
         parts = [
-            f"{_clock(self.elapsed)} so far",
-            "time left not known yet" if left is None else f"{_clock(left)} left",
+            f"{clock(self.elapsed)} so far",
+            "time left not known yet" if left is None else f"{clock(left)} left",
             *([f"{speed:.0f} tokens/s a block"] if speed else []),
             f"peak memory {size(PeakMemory.read())}",
         ]
         return Text(" · ".join(parts), style="dim")
-
-
-@contextmanager
-def _logs_above() -> Iterator[None]:
-    """Let what is logged meanwhile go above the view, which has taken the place of stderr."""
-    handlers = [h for h in logging.getLogger("quant_dllm").handlers
-                if isinstance(h, logging.StreamHandler)]  # fmt: skip
-    before = [handler.setStream(sys.stderr) for handler in handlers]
-    try:
-        yield
-    finally:
-        for handler, stream in zip(handlers, before, strict=True):
-            if stream is not None:
-                handler.setStream(stream)
 
 
 def watching(model: str, attention_block: int | None) -> QuantizeView:
@@ -163,23 +145,8 @@ def watching(model: str, attention_block: int | None) -> QuantizeView:
     return QuantizeView(open_model(model, attention_block).config.blocks, verbose)
 
 
-def _gauge(share: float) -> Any:
-    """Draw a bar of up to ten cells."""
-    from rich.text import Text
-
-    eighths = round(80 * min(max(share, 0.0), 1.0))
-    bar = "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
-    return Text(bar.ljust(10), style="color(214)")
-
-
 def _short(name: str) -> str:
     """Leave out what all layers of a model begin with: the block's number and its layer stay."""
     parts = name.split(".")
     at = next((i for i, part in enumerate(parts) if part.isdigit()), 0)
     return ".".join(parts[at:])
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -86,14 +86,17 @@ def _bits(folder: Folder, record: RunRecord) -> dict[str, Sequence[int]]:
 
 
 def _file_bytes(folder: Folder, record: RunRecord) -> dict[str, float]:
-    """Part the weight files into codes, scales, and what was not quantized."""
-    codes = stored = 0.0
+    """Part the weight files into codes, scales, packed embedding and head, and the rest."""
+    codes = stored = outside = 0.0
     for layer in record.layers:
         if layer.kind != "simulated":
             weights = layer.shape[0] * layer.shape[1] / 8
             codes += weights * layer.code_bits
             stored += weights * layer.stored_bits
-    return {"codes": codes, "scales": stored - codes, "other": folder.weight_bytes - stored}
+    for layer in record.outside:
+        outside += layer.shape[0] * layer.shape[1] * layer.stored_bits / 8
+    other = folder.weight_bytes - stored - outside
+    return {"codes": codes, "scales": stored - codes, "outside": outside, "other": other}
 
 
 def _compared(path: Path) -> list[ComparisonRecord]:

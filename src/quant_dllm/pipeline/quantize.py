@@ -112,11 +112,13 @@ def quantize(
             total = len(job.source.layers)
             if rank() == 0:
                 about = {"model": str(model), "recipe": chosen.name, "seed": seed, "layers": total}
-                blocks = noted(blocks, journal.folder / EVENTS, **about)
-            layers = list(track(blocks, f"quantizing by {chosen.name}", total))
+                last = "rounded" if job.tuning else "end"
+                blocks = noted(blocks, journal.folder / EVENTS, last, **about)
+            then = ", tuning follows" if job.tuning else ""
+            layers = list(track(blocks, f"quantizing by {chosen.name}{then}", total))
             record = publish(job, journal, rounded, layers, began, peak)
         if job.tuning:
-            record = tune(job, journal, stop, rounded, out, record, track)
+            record = tune(job, journal, stop, rounded, out, record, track, peak)
         if rank() == 0:
             leave(out, scratch=journal.folder)
     return record

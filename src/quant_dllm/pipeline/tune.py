@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from quant_dllm.models.config import BackboneConfig
 from quant_dllm.models.model import DiffusionLM
 from quant_dllm.models.norm import RMSNorm
 from quant_dllm.pipeline.teacher import Teacher
+from quant_dllm.record import TuningStep
 from quant_dllm.tuning.end_to_end import EndToEnd
 from quant_dllm.tuning.objective import HEAD_ROWS, TopLogits, divergence, mean_by_sequence
 from quant_dllm.tuning.recompute import keep, recompute
@@ -81,28 +83,38 @@ class EndToEndTuning:
         if kept_bytes(model.source.config, min(PART_TOKENS, windows[0].numel())) > KEPT_BYTES:
             recompute(model.backbone.blocks)
         self.optimizer = torch.optim.Adam(self.learned, lr=settings.rate, betas=(0.9, 0.95))
-        self.validation = self._ask(self._mask(validation.split(settings.batch), step=-1))
+        self.validation = self.ask(self._mask(validation.split(settings.batch), step=-1))
         self.step, self.best, self.curve = 0, copy.deepcopy(self._values()), [self.validate()]
 
-    def run(self) -> Iterator[int]:
-        """Tune; yield the number of every update. At the end the best scales are in place."""
+    def run(self) -> Iterator[TuningStep]:
+        """Tune; yield every update. At the end the best scales are in place."""
         self._resume()
         last = self.settings.steps
+        began, asking, first = time.monotonic(), 0.0, self.step
         while self.step < last:
-            steps = range(self.step, min(self.step + self._round(), last))
-            for step, batch in zip(steps, self._ask(self._draw(steps)), strict=True):
-                self._update(step, batch)
+            visit = time.monotonic()
+            steps = range(self.step, min(self.step + self.round(), last))
+            batches = self.ask(self._draw(steps))
+            asking += time.monotonic() - visit
+            for step, batch in zip(steps, batches, strict=True):
+                loss = self.update(step, batch)
                 self.step = step + 1
                 if self.step % self.settings.validate_every == 0 or self.step == last:
                     self._look()
-                yield step
+                learning = (time.monotonic() - began - asking) / (self.step - first)
+                left = learning * (last - self.step)
+                left += asking / (steps.stop - first) * (last - steps.stop)
+                yield TuningStep(
+                    done=self.step, steps=last, tokens=batch.canvas.numel() * world(), loss=loss,
+                    curve=list(self.curve), seconds_left=left,
+                )  # fmt: skip
             self.save()
         for parameter, value in zip(self.learned, self.best, strict=True):
             parameter.data.copy_(value)
         keep(self.model.backbone.blocks)
         freeze(self.model.backbone)
 
-    def _round(self) -> int:
+    def round(self) -> int:
         """Count the updates up to the next visit of the 16-bit model."""
         tokens = -(-self.settings.batch // world()) * self.windows.shape[1]
         return max(1, min(self.settings.round, VISIT_TOKENS // tokens))
@@ -136,14 +148,19 @@ class EndToEndTuning:
               for pair in zip(parts, targets, strict=True)]  # fmt: skip
         return torch.cat(kl)
 
-    def _update(self, step: int, batch: Batch) -> None:
+    def update(self, step: int, batch: Batch) -> float:
+        """Learn from a batch; return the loss that there was, nats."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.rate_at(step)
         self.optimizer.zero_grad(set_to_none=True)
+        found = 0.0
         for part in batch.parts(PART_TOKENS):
-            (self._loss(part) * (len(part.canvas) / len(batch.canvas))).backward()
+            loss = self._loss(part) * (len(part.canvas) / len(batch.canvas))
+            loss.backward()
+            found += loss.item()
         mean_over_ranks([p.grad for p in self.learned if p.grad is not None])
         self.optimizer.step()
+        return found
 
     def _look(self) -> None:
         """Note the validation loss, and the scales if they are the best so far."""
@@ -177,7 +194,7 @@ class EndToEndTuning:
             found.append((torch.where(hidden, self.model.mask_token_id, windows), hidden, windows))
         return found
 
-    def _ask(self, masked: list[tuple[Tensor, Tensor, Tensor]]) -> list[Batch]:
+    def ask(self, masked: list[tuple[Tensor, Tensor, Tensor]]) -> list[Batch]:
         """Have the 16-bit model say what it thinks of each batch."""
         targets = self.teacher.targets(*(list(part) for part in zip(*masked, strict=True)))
         return [Batch(*parts, target) for parts, target in zip(masked, targets, strict=True)]

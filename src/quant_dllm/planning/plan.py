@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from quant_dllm.checkpoint.writer import SHARD_BYTES
 from quant_dllm.errors import RequestError
 from quant_dllm.memory import PeakMemory
 from quant_dllm.pipeline.entry import BATCH_TOKENS
@@ -14,6 +15,7 @@ from quant_dllm.pipeline.job import Job
 from quant_dllm.pipeline.stream import HELD_BYTES
 from quant_dllm.planning.sizes import Size, Sizes
 from quant_dllm.planning.timing import Timing, time_blocks
+from quant_dllm.planning.tuning import tuning_bytes
 from quant_dllm.quantizers.outside import Grouped
 from quant_dllm.recipe import Recipe
 from quant_dllm.record import Bits
@@ -21,7 +23,6 @@ from quant_dllm.statistics.layer import Needs
 
 BESIDE_BYTES = 1200  # what manifest, configuration and events say of a layer
 HEADER_BYTES = 120  # what a header says of a tensor
-SHARD_BYTES = 4 << 30  # packed tensors that wait for their shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,12 +130,12 @@ def plan(
         base_bytes=job.source.folder.weight_bytes,
         disk_bytes=disk,
         disk_free=free,
-        memory_bytes=_memory(job, timing),
+        memory_bytes=_memory(job, timing, weights),
         memory_there=_machine_memory(),
         calibration_tokens=_tokens(job),
         seconds=prepared + timing.seconds if timing else None,
     )
-    found.warnings.extend(_warnings(found, chosen))
+    found.warnings.extend(_warnings(found))
     return found
 
 
@@ -176,8 +177,15 @@ def _tokens(job: Job) -> int:
     return job.windows.numel() * (getattr(job.calibration, "timesteps", None) or 1)
 
 
-def _memory(job: Job, timing: Timing | None) -> int:
-    """Guess the peak: the process, the stream of states, a block, and what rounding it takes."""
+def _memory(job: Job, timing: Timing | None, packed: int) -> int:
+    """Guess the peak: that of rounding, or of tuning where it is higher."""
+    held = PeakMemory.now() or 400_000_000
+    rounding = _rounding_memory(job, timing, held)
+    return max(rounding, tuning_bytes(job, packed, held)) if job.tuning else rounding
+
+
+def _rounding_memory(job: Job, timing: Timing | None, held: int) -> int:
+    """Guess it from the process, the stream of states, a block, and what rounding it takes."""
     config, streams = job.source.config, 2 if Needs.DRIFT in job.needs else 1
     states = 4 * _tokens(job) * config.width * streams
     network = job.source.empty()
@@ -194,7 +202,6 @@ def _memory(job: Job, timing: Timing | None) -> int:
     length = job.windows.shape[1] if job.windows is not None else 0
     scores = 4 * 3 * BATCH_TOKENS * config.heads * length
     written = min(SHARD_BYTES, job.source.folder.weight_bytes)
-    held = PeakMemory.now() or 400_000_000
     states += streams * min(HELD_BYTES, waiting)
     return round(held + states + 4 * 3 * block + moments + solves + passing + scores + written)
 
@@ -211,14 +218,11 @@ def _existing(path: Path) -> Path:
     return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
 
 
-def _warnings(found: Plan, recipe: Recipe) -> list[str]:
+def _warnings(found: Plan) -> list[str]:
     told = []
     if found.memory_there and found.memory_bytes > 0.9 * found.memory_there:
         told.append(
             f"about {found.memory_bytes / 1e9:.1f} GB of memory are wanted and the machine has "
             f"{found.memory_there / 1e9:.1f} GB; fewer calibration.sequences take less"
         )
-    tuning = getattr(recipe, "tuning", None)
-    if tuning is not None and getattr(tuning, "name", "none") not in ("none", None):
-        told.append("tuning comes after, and is not in the time")
     return told

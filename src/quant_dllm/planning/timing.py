@@ -1,5 +1,7 @@
 """How long a run will take: its first block is quantized on part of the text, and thrown away.
 
+If the recipe tunes, a few updates are made and timed as well, see `planning.tuning`.
+
 What grows with the text is told from what does not by the moments at which the run saves something:
 those are the same in every run, and the pipeline need not know that it is timed.
 """
@@ -16,13 +18,17 @@ from typing import Any
 from torch import Tensor
 
 from quant_dllm.memory import PeakMemory
+from quant_dllm.pipeline.block import SCALE
 from quant_dllm.pipeline.entry import BATCH_TOKENS
 from quant_dllm.pipeline.job import Job
 from quant_dllm.pipeline.journal import Journal
 from quant_dllm.pipeline.outside import pack_outside
 from quant_dllm.pipeline.quantize import POOL_BYTES, quantize_blocks
 from quant_dllm.pipeline.signals import Stop
+from quant_dllm.pipeline.solved import revive
+from quant_dllm.planning.tuning import time_tuning
 from quant_dllm.statistics.reduction import shards
+from quant_dllm.weights.base import QuantizedWeight
 
 
 @dataclass
@@ -56,24 +62,29 @@ class Timing:
 
     Attributes:
         outside: Seconds of packing embedding and head.
+        allocating: Seconds of measuring sensitivities, which looks at so much text and no more.
         entering: Seconds in front of the first block, of the part of the text.
         blocks: One for each block of the model; those alike share theirs.
         share: How much more text the whole run looks at.
         memory: Peak memory of the process, bytes.
+        tuning: Seconds of tuning.
     """
 
     outside: float
+    allocating: float
     entering: float
     blocks: list[BlockTime]
     share: float
     memory: int | None
+    tuning: float
 
     @property
     def seconds(self) -> float:
         """Tell the time of a whole run."""
         *first, last = self.blocks
         turns = sum(block.seconds(self.share, last=False) for block in first)
-        return self.outside + self.share * self.entering + turns + last.seconds(self.share, True)
+        before = self.outside + self.allocating + self.share * self.entering
+        return before + turns + last.seconds(self.share, last=True) + self.tuning
 
 
 class Enough(Exception):
@@ -87,11 +98,15 @@ class StopWatch(Journal):
     Attributes:
         until: The last block that is timed.
         found: Times of the blocks so far.
+        packed: Their layers, by slot.
+        allocating: Seconds until bits were allocated.
         entering: Seconds until the text was in front of the first block.
     """
 
     until: int = 0
     found: list[BlockTime] = field(default_factory=list)
+    packed: dict[str, QuantizedWeight] = field(default_factory=dict)
+    allocating: float = 0.0
     entering: float = 0.0
     _last: float = field(default_factory=lambda: time.monotonic())
 
@@ -107,6 +122,13 @@ class StopWatch(Journal):
         self.found[-1].looking += self._lap()
         super().save_layer(index, name, tensors, facts)
         self.found[-1].saving += self._lap()
+        stored = {key: tensor for key, tensor in tensors.items() if key != SCALE}
+        self.packed[f"blocks.{index}.{name}"] = revive(stored, facts)[0]
+
+    def save_allocation(self, facts: dict[str, Any]) -> None:
+        """Note that bits were allocated."""
+        super().save_allocation(facts)
+        self.allocating = self._lap()
 
     def save_states(self, index: int, digests: dict[str, str], views: int | None) -> None:
         """Note that the text is in front of a block."""
@@ -147,8 +169,12 @@ def time_blocks(job: Job) -> Timing:
         with suppress(Enough), watch:
             for _ in quantize_blocks(part, watch, Stop(), packed, POOL_BYTES):
                 pass
+    memory = peak.process
     times = {kind: block for kind, block in zip(kinds, watch.found, strict=False)}
-    return Timing(outside, watch.entering, [times[kind] for kind in kinds], share, peak.process)
+    return Timing(
+        outside, watch.allocating, watch.entering, [times[kind] for kind in kinds], share, memory,
+        time_tuning(job, watch.packed, packed) if job.tuning else 0.0,
+    )  # fmt: skip
 
 
 def _kinds(job: Job) -> list[Hashable]:

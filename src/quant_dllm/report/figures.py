@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from quant_dllm.record import LayerRecord
+from quant_dllm.record import LayerRecord, TuningRecord
 from quant_dllm.report.pareto import lower_edge
 from quant_dllm.report.svg import (
     Frame,
@@ -194,6 +194,26 @@ def _parts_key(shares: Sequence[Share], y: Number) -> list[str]:
         parts.append(text(x + 20, y + 12, share.name))
         x += 48 + 7.0 * len(share.name)
     return parts
+
+
+def tuning_curve(tuning: TuningRecord, steps: int) -> str:
+    """Draw the divergence on validation text over the updates; the lowest point is ringed."""
+    height, curve = 280.0, tuning.curve
+    updates = [min(i * tuning.every, steps) for i in range(len(curve))]
+    frame = Frame(
+        Scale(0, steps, 64, WIDTH - 60),
+        Scale(0, max(curve) * 1.15 or 1.0, height - 54, 38),
+        "updates of the scales", "KL to 16 bits on validation text, nats a masked token",
+    )  # fmt: skip
+    at = [(frame.x(step), frame.y(kl)) for step, kl in zip(updates, curve, strict=True)]
+    parts = [frame.axes(), line(at, "trace s0")]
+    best = min(range(len(curve)), key=curve.__getitem__)
+    for i, (x, y) in enumerate(at):
+        parts.append(marker(0, x, y, hint=f"behind update {updates[i]}: {curve[i]:.4f}"))
+        if i in (0, best):
+            parts.append(text(x, y - 13, f"{curve[i]:.3f}", "label strong", text_anchor="middle"))
+    parts.append(element("circle", cx=at[best][0], cy=at[best][1], r=8.5, class_="ring"))
+    return drawing(WIDTH, height, parts, "Divergence on validation text while scales are tuned")
 
 
 def by_mask_ratio(kl: Mapping[str, Number], top1: Mapping[str, Number]) -> str:

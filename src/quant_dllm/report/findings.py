@@ -88,7 +88,8 @@ class Findings:
         name: Of the folder.
         record: What the run wrote.
         bits: Bits of each block of channels, by layer; none where the layer has no blocks.
-        file_bytes: What the weight files hold: codes, scales, and what was not quantized.
+        file_bytes: What the weight files hold: codes, scales, packed embedding and head, and what
+            was not quantized.
         base_bytes: Weights of the 16-bit model.
         measured: What was measured afterwards.
         compared: Runs of other recipes on the same model.

@@ -25,6 +25,7 @@ def page(found: Findings) -> str:
         found=found, record=record, title=title(record), recipe=record.recipe,
         base_name=base_name(record), facts=_facts(found), pictures=_pictures(found),
         compared=_table(found), choices=_choices(record.recipe), command=command(record),
+        outside=outside(record),
         samples=[_playable(sample) for sample in found.measured.samples] if found.measured else [],
         style=asset("page.css"), script=asset("player.js"),
     )  # fmt: skip
@@ -39,6 +40,17 @@ def base_name(record: RunRecord) -> str:
     """Name the 16-bit model as its authors do: no path of the machine that it was read on."""
     name = record.base_model
     return PurePath(name).name if PurePath(name).is_absolute() or name[:1] in ".~" else name
+
+
+def outside(record: RunRecord) -> str:
+    """Say what became of embedding and head."""
+    if not record.outside:
+        return "embedding and head stay at 16 bits"
+    weights = [layer.shape[0] * layer.shape[1] for layer in record.outside]
+    layers = zip(weights, record.outside, strict=True)
+    bits = sum(count * layer.stored_bits for count, layer in layers) / sum(weights)
+    what = "embedding and head take" if len(weights) > 1 else "the embedding takes"
+    return f"{what} {bits:.2f} bits a weight"
 
 
 def command(record: RunRecord) -> str:
@@ -140,16 +152,25 @@ def _facts(found: Findings) -> list[tuple[str, str, str]]:
 
 def _pictures(found: Findings) -> dict[str, str | None]:
     layers = found.record.layers
-    kinds = {"codes": "codes", "scales": "scales", "other": "embedding, head, norms at 16 bits"}
+    packed = bool(found.record.outside)
+    kinds = {
+        "codes": "codes", "scales": "scales", "outside": "embedding, head, packed",
+        "other": "norms, 16 bits" if packed else "embedding, head, norms, 16 bits",
+    }  # fmt: skip
     base = [Share("16 bits", found.base_bytes, "other")]
     ours = [Share(kinds[k], found.file_bytes[k], k) for k in kinds if found.file_bytes.get(k)]
     pictures = {
         "sizes": figures.sizes([(BASE, base), (f"{found.record.bits.code:.2g}-bit", ours)]),
         "errors": figures.layer_errors(layers),
         "bits": figures.bits_map(layers, found.bits),
+        "tuning": None,
         "ratio": None,
         "pareto": None,
     }
+    record = found.record
+    if record.tuning:
+        steps = record.recipe["tuning"]["steps"]
+        pictures["tuning"] = figures.tuning_curve(record.tuning, steps)
     e = found.measured.evaluation if found.measured else {}
     if e.get("kl_by_mask_ratio"):
         pictures["ratio"] = figures.by_mask_ratio(e["kl_by_mask_ratio"], e["top1_by_mask_ratio"])
