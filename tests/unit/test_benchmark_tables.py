@@ -76,5 +76,5 @@ def test_a_page_keeps_what_is_outside_the_marks(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- a -->\nold\n<!-- b -->\nafter\n")
     for _ in range(2):
-        records.put("new", page, "<!-- a -->", "<!-- b -->")
+        records.write_between(page, "<!-- a -->", "<!-- b -->", "new")
     assert page.read_text() == "before\n<!-- a -->\n\nnew\n<!-- b -->\nafter\n"
