@@ -66,4 +66,4 @@ def read(path: Path) -> list[dict[str, Any]]:
 def write_between(page: Path, begin: str, end: str, text: str) -> None:
     """Replace what stands between two marks of a page."""
     before, _, rest = page.read_text().partition(begin)
-    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}")
+    page.write_text(f"{before}{begin}\n\n{text.strip()}\n\n{end}{rest.partition(end)[2]}")

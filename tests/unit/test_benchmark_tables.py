@@ -77,4 +77,4 @@ def test_a_page_keeps_what_is_outside_the_marks(tmp_path):
     page.write_text("before\n<!-- a -->\nold\n<!-- b -->\nafter\n")
     for _ in range(2):
         records.write_between(page, "<!-- a -->", "<!-- b -->", "new")
-    assert page.read_text() == "before\n<!-- a -->\n\nnew\n<!-- b -->\nafter\n"
+    assert page.read_text() == "before\n<!-- a -->\n\nnew\n\n<!-- b -->\nafter\n"
