@@ -138,6 +138,7 @@ def cost() -> str:
 def large(found: list[dict[str, Any]]) -> str:
     """Estimate LLaDA-8B on one GPU from the counts."""
     phases = {r["phase"]: r for r in found if r["what"] == "phase"}
+    phases = dict(sorted(phases.items(), key=lambda item: item[0].startswith("tuning")))
     if not phases:
         return ""
     lines = []

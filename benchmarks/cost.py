@@ -15,7 +15,8 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -72,7 +73,7 @@ def rounding(out: int, inputs: int) -> list[Call]:
         weight = torch.randn(rows, inputs, generator=torch.Generator().manual_seed(rows))
         return counted(lambda: quantizer.quantize(weight, stats, bits, 128))
 
-    return scaled(of(16), of(32), (16, 32), out)
+    return scaled(of(8), of(16), (8, 16), out)
 
 
 def correlated(inputs: int) -> LayerStatistics:
@@ -156,10 +157,13 @@ def fixed(name: str, dtype: torch.dtype, flops: float, moved: float = 0.0) -> li
     return [Call(name, dtype, float(flops), float(moved))]
 
 
-def untuned() -> dict[str, tuple[list[Call], float]]:
-    """Return the calls of each phase in front of tuning, and how often they are made."""
-    recipe = Recipe.load(DEFAULT)
-    calibration, precision, _ = recipe.build()
+Phase = tuple[str, list[Call], float]
+"""Its name, its calls, and how often they are made."""
+
+
+def untuned() -> Iterator[Phase]:
+    """Yield the phases in front of tuning."""
+    calibration, precision, _ = Recipe.load(DEFAULT).build()
     tokens, some, full = calibration.sequences * calibration.length, precision.tokens, torch.float32
     plain = block(False).requires_grad_(False)
     squares = sum(n * m**2 for m, n in INPUTS.items())
@@ -170,38 +174,31 @@ def untuned() -> dict[str, tuple[list[Call], float]]:
     back = passing(plain, 4096, True) + attention(4096, 3)
     # what does not fit into a gigabyte of waiting states starts anew in front of each stage
     again = (4 * 3 * WIDTH**2 + 3 * WIDTH**2 + 2 * 2 * WIDTH * MLP + MLP * WIDTH) / WEIGHTS
-    layers = {shape: rounding(*shape) for shape in LAYERS}
-    solved = [call for shape, n in LAYERS.items() for call in layers[shape] * n]
-    return {
-        "sensitivity: passes": (there + back, BLOCKS * some / 4096),
-        "sensitivity: moments": (
-            fixed("addmm", full, 2.0 * some * (squares + weighed)) +
-            fixed("factor", full, (4 / 3 + 2) * all_cubes), BLOCKS),
-        "calibration: passes": (there, BLOCKS * tokens / 4096 * again),
-        "calibration: moments": (
-            fixed("addmm", full, 2.0 * tokens * squares) +
-            fixed("factor", full, 4 / 3 * cubes), BLOCKS),
-        "rounding": (solved, BLOCKS),
-    }  # fmt: skip
+    yield "sensitivity: passes", there + back, BLOCKS * some / 4096
+    moments = fixed("addmm", full, 2.0 * some * (squares + weighed))
+    yield "sensitivity: moments", moments + fixed("factor", full, (4 / 3 + 2) * all_cubes), BLOCKS
+    yield "calibration: passes", there, BLOCKS * tokens / 4096 * again
+    moments = fixed("addmm", full, 2.0 * tokens * squares)
+    yield "calibration: moments", moments + fixed("factor", full, 4 / 3 * cubes), BLOCKS
+    for (out, inputs), n in LAYERS.items():
+        yield f"rounding: {out} × {inputs}", rounding(out, inputs), BLOCKS * n
 
 
-def tuned() -> dict[str, tuple[list[Call], float]]:
-    """Return the same of tuning."""
+def tuned() -> Iterator[Phase]:
+    """Yield the phases of tuning."""
     how = Recipe.load(DEFAULT).tuning.build("tuning")
     parts = how.steps * how.batch * how.length / PART_TOKENS
     looks = how.validation * (1 + how.steps // how.validate_every) * how.length / PART_TOKENS
-    plain, learned = block(False).requires_grad_(False), block(True)
     heads = PART_TOKENS / 2 / HEAD_ROWS
     scales = BLOCKS * sum(n * 2 * (out * m / 128 + m) for (out, m), n in LAYERS.items())
+    yield "tuning: Adam", fixed("adam", torch.float32, 0, 28 * scales), how.steps
+    plain = block(False).requires_grad_(False)
     there = passing(plain, PART_TOKENS, False) + attention(PART_TOKENS, 1)
-    back = passing(learned, PART_TOKENS, True) + attention(PART_TOKENS, 4)
-    return {
-        "tuning: 16-bit model": (there, BLOCKS * (parts + how.validation)),
-        "tuning: its head": (head(HEAD_ROWS, False), heads * (parts + how.validation)),
-        "tuning: packed model": (back, BLOCKS * (parts + looks / 3)),
-        "tuning: its head and the loss": (head(HEAD_ROWS, True), heads * (parts + looks / 3)),
-        "tuning: Adam": (fixed("adam", torch.float32, 0, 28 * scales), how.steps),
-    }  # fmt: skip
+    yield "tuning: 16-bit model", there, BLOCKS * (parts + how.validation)
+    back = passing(block(True), PART_TOKENS, True) + attention(PART_TOKENS, 4)
+    yield "tuning: packed model", back, BLOCKS * (parts + looks / 3)
+    yield "tuning: 16-bit head", head(HEAD_ROWS, False), heads * (parts + how.validation)
+    yield "tuning: packed head, loss", head(HEAD_ROWS, True), heads * (parts + looks / 3)
 
 
 def read_seconds() -> dict[str, float]:
@@ -212,21 +209,19 @@ def read_seconds() -> dict[str, float]:
     return {"reading weights": 4 * size / DISK, "tuning: reading weights": visits * size / DISK}
 
 
-def count() -> list[dict[str, Any]]:
+def count() -> Iterator[dict[str, Any]]:
     """Count all phases."""
-    found = []
-    for name, (calls, times) in (untuned() | tuned()).items():
+    for name, seconds in read_seconds().items():
+        yield {"what": "phase", "phase": name, "seconds": seconds,
+               "seconds_half": 2 * seconds} | records.where()  # fmt: skip
+    for name, calls, times in chain(tuned(), untuned()):
         by_type = {t: times * sum(c.flops for c in calls if c.dtype == t) for t in PEAK}
-        found.append({
+        yield {
             "what": "phase", "phase": name, "bf16_flops": by_type[torch.bfloat16],
             "fp32_flops": by_type[torch.float32], "bytes": times * sum(c.moved for c in calls),
             "calls": times * len(calls), "seconds": times * ASSUMED.seconds(calls),
             "seconds_half": times * HALF.seconds(calls),
-        } | records.where())  # fmt: skip
-    for name, seconds in read_seconds().items():
-        found.append({"what": "phase", "phase": name, "seconds": seconds,
-                      "seconds_half": 2 * seconds} | records.where())  # fmt: skip
-    return found
+        } | records.where()  # fmt: skip
 
 
 def layer() -> dict[str, Any]:
@@ -269,13 +264,11 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help=f"add to {RESULTS.name}")
     parser.add_argument("--recipe", action="append", help="of `tiny`; both if not given")
     asked = parser.parse_args()
-    found: list[dict[str, Any]] = []
-    if asked.verb == "count":
-        found = count()
-    elif asked.verb == "layer":
+    found: Iterable[dict[str, Any]] = count()
+    if asked.verb == "layer":
         found = [layer()]
     elif asked.verb == "tiny":
-        found = [tiny(r) for r in asked.recipe or (DEFAULT, f"{DEFAULT}-untuned")]
+        found = (tiny(r) for r in asked.recipe or (DEFAULT, f"{DEFAULT}-untuned"))
     for record in found:
         print(json.dumps(record), flush=True)
         if asked.record:

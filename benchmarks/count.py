@@ -5,17 +5,15 @@ the same calls over to a size that is too large to run, since each count is line
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-aten = torch.ops.aten
 FREE = frozenset({
     "alias", "as_strided", "detach", "empty", "empty_like", "expand", "lift_fresh", "new_empty",
     "permute", "reshape", "select", "slice", "split", "squeeze", "t", "transpose", "unbind",
@@ -72,20 +70,27 @@ class Counter(TorchDispatchMode):
         out = func(*args, **kwargs)
         name = func.overloadpacket.__name__
         if name not in FREE:
-            tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
-            moved = sum(x.untyped_storage().nbytes() if x.numel() > _memory(x) else x.nbytes
-                        for x in tensors)  # fmt: skip
+            tensors = [x for x in _flat((*args, *kwargs.values(), out)) if isinstance(x, Tensor)]
             floats = [x.dtype for x in tensors if x.dtype.is_floating_point]
             self.calls.append(
                 Call(name, floats[0] if floats else torch.int64, _flops(func, args, kwargs, out),
-                     float(moved))
+                     float(sum(map(_memory, tensors))))
             )  # fmt: skip
         return out
 
 
+def _flat(values: Any) -> Iterator[Any]:
+    """Yield values, those of lists and tuples one by one."""
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            yield from _flat(value)
+        else:
+            yield value
+
+
 def _memory(x: Tensor) -> int:
-    """Count the numbers in the memory behind a tensor: fewer than it has where it is expanded."""
-    return x.untyped_storage().nbytes() // x.element_size()
+    """Count the bytes behind a tensor: fewer than it has numbers for where it is expanded."""
+    return x.untyped_storage().nbytes() if 0 in x.stride() else x.nbytes
 
 
 def _flops(func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> float:
@@ -94,7 +99,7 @@ def _flops(func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> float:
         return float(flop_registry[packet](*args, **kwargs, out_val=out))
     if packet.__name__ not in SOLVES:
         return 0.0
-    first, *others = (x for x in tree_leaves(args) if isinstance(x, Tensor))
+    first, *others = (x for x in _flat(args) if isinstance(x, Tensor))
     square = others[0] if packet.__name__ == "cholesky_solve" else first
     columns = first.shape[-1]
     return SOLVES[packet.__name__] * square.numel() * columns

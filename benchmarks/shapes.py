@@ -38,45 +38,55 @@ def file_bits(name: str) -> dict[str, Any]:
     } | records.where()  # fmt: skip
 
 
-def memory() -> dict[str, Any]:
-    """Add up what is on the device at the fullest moment of rounding, and of tuning, bytes."""
-    square, layer, outside = 4.0 * MLP**2, 4.0 * WIDTH * MLP, 2.0 * 2 * VOCAB * WIDTH
-    packed_outside = 2 * VOCAB * WIDTH * 8.125 / 8
-    packed = BLOCKS * WEIGHTS * 2.2 / 8
-    scales = BLOCKS * sum(n * 2 * (out * m / 128 + m) for (out, m), n in LAYERS.items())
-    logits = 4.0 * HEAD_ROWS * VOCAB
+PACKED = {
+    "packed embedding and head": 2 * VOCAB * WIDTH * 8.125 / 8,
+    "packed layers": BLOCKS * WEIGHTS * 2.2 / 8,
+}
+OUTSIDE = 2.0 * 2 * VOCAB * WIDTH
+SCALES = BLOCKS * sum(n * 2 * (out * m / 128 + m) for (out, m), n in LAYERS.items())
+KEPT = NARROW * WIDTH + WIDE * MLP  # numbers a token that a block has at once
+
+
+def rounding() -> dict[str, float]:
+    """Add up what is on the device while the layer of most inputs is refined, bytes."""
     return {
-        "what": "memory", "model": "LLaDA-8B's shapes",
-        "rounding": {  # the layer of 12288 inputs, its columns' equations
-            "packed embedding and head": packed_outside,
-            "block, 16-bit and float32": 6.0 * WEIGHTS,
-            "hidden states": float(HELD_BYTES),
-            "second moment, factor, damped H": 3 * square,
-            "columns' equations": 4.0 * (2 * MLP) ** 2 + 8.0 * MLP * WIDTH,
-            "the layer's copies": 5 * layer,
-        },
-        "tuning": {  # a part of the packed model's update; the 16-bit model is gone by then
-            "packed embedding and head": packed_outside,
-            "packed layers": packed,
-            "scales, changes, gradients, Adam, best": 24.0 * scales,
-            "targets of a visit": VISIT_TOKENS / 2 * 128 * 6.0,
-            "inputs of all blocks": 2.0 * PART_TOKENS * WIDTH * BLOCKS,
-            "a block that runs again": 4.0 * PART_TOKENS * (NARROW * WIDTH + WIDE * MLP)
-            + 2.0 * WEIGHTS,
-            "a layer's dense weight, gradient and planes": 3 * layer + 3 * 4.0 * TILE,
-            "logits": 5 * logits,
-        },
-        "tuning, 16-bit model": {  # a visit: a block in memory, the states of all windows
-            "packed embedding and head": packed_outside,
-            "packed layers": packed,
-            "scales, changes, gradients, Adam, best": 20.0 * scales,
-            "16-bit embedding and head": outside,
-            "block, 16-bit and float32": 2.0 * WEIGHTS,
-            "hidden states": 2.0 * VISIT_TOKENS * WIDTH,
-            "a block on its way": 2.0 * BATCH_TOKENS * (NARROW * WIDTH + WIDE * MLP),
-            "logits": 3 * logits,
-        },
-    } | records.where()  # fmt: skip
+        "packed embedding and head": PACKED["packed embedding and head"],
+        "block, 16-bit and float32": 6.0 * WEIGHTS,
+        "hidden states": float(HELD_BYTES),
+        "second moment, factor, damped H": 3 * 4.0 * MLP**2,
+        "columns' equations": 4.0 * (2 * MLP) ** 2 + 8.0 * MLP * WIDTH,
+        "the layer's copies": 5 * 4.0 * WIDTH * MLP,
+    }
+
+
+def update() -> dict[str, float]:
+    """Add up a part of the packed model's update; the 16-bit model is gone by then."""
+    return PACKED | {
+        "scales, changes, gradients, Adam, best": 24.0 * SCALES,
+        "targets of a visit": VISIT_TOKENS / 2 * 128 * 6.0,
+        "inputs of all blocks": 2.0 * PART_TOKENS * WIDTH * BLOCKS,
+        "a block on its way": 4.0 * PART_TOKENS * KEPT + 2.0 * WEIGHTS,
+        "a layer's dense weight, gradient and planes": 3 * 4.0 * WIDTH * MLP + 3 * 4.0 * TILE,
+        "logits": 5 * 4.0 * HEAD_ROWS * VOCAB,
+    }
+
+
+def visit() -> dict[str, float]:
+    """Add up what is there while the 16-bit model is asked, block by block."""
+    return PACKED | {
+        "scales, changes, gradients, Adam, best": 20.0 * SCALES,
+        "16-bit embedding and head": OUTSIDE,
+        "block, 16-bit and float32": 2.0 * WEIGHTS,
+        "hidden states": 2.0 * VISIT_TOKENS * WIDTH,
+        "a block on its way": 2.0 * BATCH_TOKENS * KEPT,
+        "logits": 3 * 4.0 * HEAD_ROWS * VOCAB,
+    }
+
+
+def memory() -> dict[str, Any]:
+    """Add up the fullest moments of the three, bytes."""
+    stages = {"rounding": rounding(), "tuning": update(), "tuning, 16-bit model": visit()}
+    return {"what": "memory", "model": "LLaDA-8B's shapes"} | stages | records.where()
 
 
 def main() -> None:
