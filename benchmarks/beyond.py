@@ -163,15 +163,16 @@ def large(found: list[dict[str, Any]]) -> str:
         "of an H200: half of 790 TFLOP/s in bfloat16 and of 67 in float32 (no TF32), 70 % of "
         "4.3 TB/s, 8 µs from one kernel to the next, 2 GB/s of disk; an operation takes the "
         "longest of its three. The last column halves all of them. Up to 15 minutes without tuning "
-        "and 120 with it are wanted.\n\n" + markdown(columns, lines) + "\n" + _measured(measured)
-        + _memory(memory)
+        "and 120 with it are wanted.\n\n" + markdown(columns, lines) + "\n"
+        + _measured(measured, phases) + _memory(memory)
     )  # fmt: skip
 
 
-def _measured(r: dict[str, Any] | None) -> str:
-    if r is None:
+def _measured(r: dict[str, Any] | None, phases: dict[str, dict[str, Any]]) -> str:
+    counted = phases.get("rounding: 4096 × 4096")
+    if r is None or counted is None:
         return ""
-    rate = r["fp32_flops"] / r["processor_s"]
+    rate = counted["fp32_flops"] / (32 * 4) / r["processor_s"]  # 32 blocks of four such layers
     return (
         f"Measured here: a layer of {r['out']} × {r['in']} is rounded in {r['wall_s']:.0f} s "
         f"({r['processor_s']:.0f} of the processor, {r['threads']} threads, {r['processor']}), "

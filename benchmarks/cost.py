@@ -236,11 +236,9 @@ def layer() -> dict[str, Any]:
     began, clock = time.process_time(), time.monotonic()
     quantizer.quantize(weight, stats, torch.full((WIDTH // 128,), 2), 128)
     spent, wall = time.process_time() - began, time.monotonic() - clock
-    calls = rounding(WIDTH, WIDTH)
     return {
         "what": "layer", "out": WIDTH, "in": WIDTH, "processor_s": round(spent, 2),
-        "wall_s": round(wall, 2), "fp32_flops": sum(c.flops for c in calls), "calls": len(calls),
-        "bytes": sum(c.moved for c in calls), "threads": torch.get_num_threads(),
+        "wall_s": round(wall, 2), "threads": torch.get_num_threads(),
         "product_flops_per_s": 2 * WIDTH**3 / sorted(products)[2],
     } | records.where()  # fmt: skip
 
