@@ -20,7 +20,7 @@ from quant_dllm.linear import QuantLinear
 from quant_dllm.weights.binary import SignPlanes
 from quant_dllm.weights.packing import packed_width, unpack
 
-TILE = 1 << 17  # weights whose planes are unpacked at once
+TILE = 1 << 22  # weights whose planes are unpacked at once
 
 
 class PlaneProduct(torch.autograd.Function):
