@@ -14,6 +14,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import beyond
 from quant_dllm.evaluation.compare import Comparison, append_record, read_records
 from quant_dllm.record import BASE, ComparisonRecord
 from quant_dllm.report.pareto import draw
@@ -268,6 +269,7 @@ def write() -> None:
         path = RECORDS / f"compare-{name}.jsonl"
         if path.exists():
             text += part(name, latest(path)) + "\n"
+    text += beyond.text()
     PAGE.write_text(text)
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from quant_dllm.weights.base import QuantizedWeight
 
-TILE = 1 << 20  # weights dequantized at once: 4 MB of float32
+TILE = 1 << 20  # weights dequantized at once: 4 MB of float32, which a processor's cache holds
+LAUNCHES = 32  # times as many where each step is a kernel that is launched
 
 
 class Product(torch.autograd.Function):
@@ -47,7 +48,8 @@ def linear(x: Float[Tensor, "*batch in"], weight: QuantizedWeight) -> Float[Tens
 
 def tiles(weight: QuantizedWeight) -> Iterator[slice]:
     """Cut the rows of a weight."""
-    rows = max(1, TILE // weight.in_features)
+    launched = next(iter(weight.tensors().values())).device.type != "cpu"
+    rows = max(1, TILE * (LAUNCHES if launched else 1) // weight.in_features)
     for start in range(0, weight.out_features, rows):
         yield slice(start, min(start + rows, weight.out_features))
 

@@ -6,17 +6,21 @@ Symbols:
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from quant_dllm.linear import QuantLinear
 from quant_dllm.weights.binary import SignPlanes
-from quant_dllm.weights.packing import Place, packed_width, unpack
+from quant_dllm.weights.packing import packed_width, unpack
+
+TILE = 1 << 22  # weights whose planes are unpacked at once
 
 
 class PlaneProduct(torch.autograd.Function):
@@ -32,9 +36,11 @@ class PlaneProduct(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, rows: Tensor, columns: Tensor, weight: SignPlanes) -> Tensor:
         """Multiply."""
         dense = rows.new_zeros(weight.out_features, weight.in_features)
-        for place, k, signs in _signs(weight):
-            a, c = _scales(rows, columns, place, k)
-            dense[:, place.channels].addcmul_(signs.mul_(c), a[:, None])
+        ctx.parts = list(_parts(weight))
+        for part in ctx.parts:
+            a, c = part.scales(rows, columns)
+            for some in _tiles(weight):
+                part.add(dense[some], part.signs(weight, some).mul_(c[:, None]), a[:, some, None])
         dense = dense.to(x.dtype)
         ctx.save_for_backward(x, rows, columns, dense)
         ctx.weight = weight
@@ -45,26 +51,96 @@ class PlaneProduct(torch.autograd.Function):
         """Return the gradients of x, a and c."""
         x, rows, columns, dense = ctx.saved_tensors
         y = grads[0].flatten(0, -2)
-        slope = y.float().T @ x.flatten(0, -2).float()
+        slope = (y.T @ x.flatten(0, -2)).float()  # 16-bit numbers are summed in float32 as well
         of_rows, of_columns = torch.empty_like(rows), torch.empty_like(columns)
-        for place, k, signs in _signs(ctx.weight):
-            a, c = _scales(rows, columns, place, k)
-            signed = signs.mul_(slope[:, place.channels])
-            of_a, of_c = _scales(of_rows, of_columns, place, k)
-            of_a.copy_(signed @ c)
-            of_c.copy_(a @ signed)
+        for part in ctx.parts:
+            a, c = part.scales(rows, columns)
+            of_c = torch.zeros_like(c)
+            for some in _tiles(ctx.weight):
+                signed = part.signs(ctx.weight, some).mul_(part.by_block(slope[some]))
+                of_a = (signed @ c[:, :, None])[:, :, 0]
+                of_rows[some].index_copy_(1, part.planes + part.first_plane, of_a.T)
+                of_c += (a[:, None, some] @ signed)[:, 0]
+            part.by_plane(of_columns).index_copy_(0, part.planes, of_c)
         return (y @ dense).view(x.shape), of_rows, of_columns, None
 
 
-def _signs(weight: SignPlanes) -> Iterator[tuple[Place, int, Tensor]]:
-    """Unpack the signs [out, block] of each plane k of each block, one at a time."""
-    table = _signs_of_bytes(weight.planes.device)
-    for place in weight.places():
-        width = packed_width(place.width)
-        data = weight.planes[:, place.first_byte :][:, : place.order * width]
-        for k, plane in enumerate(data.split(width, dim=1)):
-            signs = table.index_select(0, plane.flatten().int())
-            yield place, k, signs.view(len(plane), -1)[:, : place.width]
+@dataclass(frozen=True)
+class Part:
+    """The k-th planes of blocks of one width that stand beside each other.
+
+    Attributes:
+        channels: Of all blocks of that width: all of a weight's but a short last one.
+        width: Of a block.
+        blocks: Numbers of those among them that have a k-th plane.
+        planes: Numbers of these planes among those of all of them.
+        first_plane, first_byte, first_column: Where the planes, bytes and column scales begin.
+        count: Planes of all of them.
+        every: Whether all of them have a k-th plane.
+    """
+
+    channels: slice
+    width: int
+    blocks: Int[Tensor, " some"]
+    planes: Int[Tensor, " some"]
+    first_plane: int
+    first_byte: int
+    first_column: int
+    count: int
+    every: bool
+
+    def by_block(self, dense: Float[Tensor, "out in"]) -> Float[Tensor, "some out width"]:
+        """Look at a matrix's channels, those of one block after those of another."""
+        blocks = dense[:, self.channels].unflatten(1, (-1, self.width)).transpose(0, 1)
+        return blocks if self.every else blocks.index_select(0, self.blocks)
+
+    def add(self, dense: Tensor, signed: Tensor, a: Tensor) -> None:
+        """Add planes, whose signs are scaled by column, to a matrix [out, in]."""
+        blocks = dense[:, self.channels].unflatten(1, (-1, self.width)).transpose(0, 1)
+        if self.every:
+            blocks.addcmul_(signed, a)
+        else:
+            blocks.index_add_(0, self.blocks, signed.mul_(a))
+
+    def by_plane(self, columns: Float[Tensor, " columns"]) -> Float[Tensor, "planes width"]:
+        """View the column scales plane by plane."""
+        return columns[self.first_column :][: self.count * self.width].view(-1, self.width)
+
+    def scales(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a [some, out] and c [some, width]."""
+        a = rows.index_select(1, self.planes + self.first_plane).T.contiguous()
+        return a, self.by_plane(columns).index_select(0, self.planes)
+
+    def signs(self, weight: SignPlanes, some: slice) -> Float[Tensor, "some rows width"]:
+        """Unpack the planes of some rows."""
+        size = packed_width(self.width)
+        data = weight.planes[some, self.first_byte :][:, : self.count * size]
+        mine = data.unflatten(1, (-1, size)).transpose(0, 1).index_select(0, self.planes)
+        signs = _signs_of_bytes(data.device).index_select(0, mine.flatten().int())
+        return signs.view(len(mine), len(data), -1)[:, :, : self.width]
+
+
+def _parts(weight: SignPlanes) -> Iterator[Part]:
+    """Take plane after plane of all blocks together: few large steps, each block in its order."""
+    for width, places in groupby(weight.places(), key=lambda place: place.width):
+        run = list(places)
+        first, device = run[0], weight.planes.device
+        channels = slice(first.channels.start, run[-1].channels.stop)
+        for k in range(max(place.order for place in run)):
+            has = [i for i, place in enumerate(run) if place.order > k]
+            planes = [run[i].first_plane - first.first_plane + k for i in has]
+            yield Part(
+                channels, width, torch.tensor(has, device=device),
+                torch.tensor(planes, device=device), first.first_plane, first.first_byte,
+                first.first_column, sum(place.order for place in run), len(has) == len(run),
+            )  # fmt: skip
+
+
+def _tiles(weight: SignPlanes) -> Iterator[slice]:
+    """Cut the rows, so that little is unpacked at once."""
+    rows = max(1, TILE // weight.in_features)
+    for start in range(0, weight.out_features, rows):
+        yield slice(start, start + rows)
 
 
 @cache
@@ -72,11 +148,6 @@ def _signs_of_bytes(device: torch.device) -> Float[Tensor, "256 8"]:
     """Return the eight signs that every byte means."""
     byte = torch.arange(256, dtype=torch.uint8, device=device)
     return unpack(byte[:, None], 8).float() * 2 - 1
-
-
-def _scales(rows: Tensor, columns: Tensor, place: Place, k: int) -> tuple[Tensor, Tensor]:
-    """View what belongs to one plane of a block: a [out] and c [block]."""
-    return rows[:, place.first_plane + k], columns[place.columns(k)]
 
 
 class TunableLinear(nn.Module):
