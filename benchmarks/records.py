@@ -61,3 +61,10 @@ def append(file: TextIO | None, record: dict[str, Any]) -> dict[str, Any]:
 def read(path: Path) -> list[dict[str, Any]]:
     """Read all records of a file."""
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def fill(page: Path, begin: str, end: str, text: str) -> None:
+    """Replace what stands between two marks of a page."""
+    before, _, rest = page.read_text().partition(begin)
+    _, _, after = rest.partition(end)
+    page.write_text(f"{before}{begin}\n\n{text}\n{end}{after}")
