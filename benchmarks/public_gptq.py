@@ -39,6 +39,7 @@ class PublicGPTQ:
         path = Path(self._folder.name) / "layer.safetensors"
         save_file({"weight": weight.contiguous(), "hessian": hessian.contiguous()}, path)
         kept = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        kept["PYTHONSAFEPATH"] = "1"  # files here have the names of packages: kernels.py
         self._process = subprocess.Popen(
             [python, __file__, str(path), json.dumps(settings)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=kept,

@@ -10,22 +10,22 @@ and its pictures of the records alone.
 """
 
 import argparse
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import beyond
+from claims import by_kind, duel, holds
 from quant_dllm.evaluation.compare import Comparison, append_record, read_records
 from quant_dllm.record import BASE, ComparisonRecord
 from quant_dllm.report.pareto import draw
-from quant_dllm.report.table import COLUMNS, RATIOS, Row, Spread, markdown, rows
+from quant_dllm.report.table import COLUMNS, Row, markdown, rows
 from quant_dllm.track import silent
+from questions import PAPER, RELEASE, Table, answers
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "results.md"
 WINDOWS, DRAWS = 32, 4  # held-out windows, masks of each: on which all recipes are compared
-RELEASE = "quant-dllm-2bit-release"
-OURS = ("quant-dllm-2bit", "quant-dllm-2bit-paper", RELEASE)
+OURS = ("quant-dllm-2bit", PAPER, RELEASE)
 UNIFORM = ("rtn", "hqq", "awq", "gptq", "gptaq", "slim-llm")
 
 
@@ -94,58 +94,6 @@ SECTIONS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Question:
-    """Two recipes that differ in one choice, measured at the same seeds."""
-
-    text: str
-    yes: str
-    no: str
-
-
-QUESTIONS = (
-    Question("Is rounding to second order worth anything?", "ladder-1-rounding", RELEASE),
-    Question("Do scales of six bits cost anything?", "ladder-2-scales", "ladder-1-rounding"),
-    Question("Do embedding and head of eight bits cost anything?",
-             "ladder-3-outside", "ladder-2-scales"),
-    Question("Is a budget over all matrices worth anything?",
-             "quant-dllm-2bit-untuned", "ladder-3-outside"),
-    Question("Is tuning the scales worth anything?",
-             "quant-dllm-2bit", "quant-dllm-2bit-untuned"),
-    Question("Does ours beat GPTQ?", "quant-dllm-2bit", "gptq-2bit"),
-    Question("Does the published code's form beat GPTQ?", RELEASE, "gptq-2bit"),
-    Question("Does the paper's form beat its code's?", "quant-dllm-2bit-paper", RELEASE),
-    Question("Does GPTAQ's asymmetry help GPTQ?", "gptaq-2bit", "gptq-2bit"),
-    Question("Do SliM-LLM's bits and grid help GPTQ?", "slim-llm-2bit", "gptq-2bit"),
-    Question("Is masked text (MCS) better than clean text?", RELEASE, "ablation-clean-text"),
-    Question("Are the model's own trajectories better than random masks?",
-             "ablation-trajectory", RELEASE),
-    Question("Four masks a window in place of one?", "ablation-mcs-4-copies", RELEASE),
-    Question("The same at the same cost, a quarter of the windows?",
-             "ablation-mcs-4-copies-same-cost", RELEASE),
-    Question("Binary planes in place of a uniform grid?", RELEASE, "ablation-uniform-grid"),
-    Question("Is Λ worth anything, errors fed back past a block only?",
-             RELEASE, "ablation-no-lambda"),
-    Question("Is Λ worth anything, errors fed back inside a block?",
-             "ablation-in-sweep", "ablation-in-sweep-no-lambda"),
-    Question("Planes fitted jointly in place of one after another?", RELEASE, "ablation-greedy"),
-    Question("Errors fed back at all?", RELEASE, "ablation-no-feedback"),
-    Question("The exact solve of a block in place of the diagonal?",
-             "ablation-exact-feedback", RELEASE),
-    Question("Signs chosen inside the sweep?", "ablation-in-sweep", RELEASE),
-    Question("ABMP at 5 % in place of none, blocks of 16?", "ablation-abmp-5", "ablation-abmp-0"),
-    Question("ABMP at 10 % in place of none?", "ablation-abmp-10", "ablation-abmp-0"),
-    Question("ABMP at 15 % in place of none?", "ablation-abmp-15", "ablation-abmp-0"),
-    Question("3σ in place of 2σ?", "ablation-3-sigma", RELEASE),
-    Question("λ of 1.5 in place of 3?", "ablation-lambda-1.5", "ablation-lambda-3"),
-    Question("Blocks of 64 in place of 128?", "ablation-block-64", RELEASE),
-    Question("Blocks of 256 in place of 128?", "ablation-block-256", RELEASE),
-    Question("Packed windows in place of long documents?", "ablation-packed-windows", RELEASE),
-    Question("Twice the calibration text?", "ablation-256-sequences", RELEASE),
-    Question("A quarter of the calibration text?", "ablation-32-sequences", RELEASE),
-)  # fmt: skip
-AT_RATIOS = tuple(f"at {float(ratio):.0%}" for ratio in RATIOS)
-CERTAIN = 4.30  # Student's t of 95 % at three seeds
 MODELS = {
     "tiny": "`tiny`, the bundled model",
     "second": "`stories15M_mdlm`, a shifted Llama denoiser of 15 M parameters",
@@ -186,11 +134,10 @@ def latest(path: Path) -> list[ComparisonRecord]:
     return list(newest.values())
 
 
-def part(name: str, found: list[ComparisonRecord]) -> str:
+def part(name: str, table: Table) -> str:
     """Write the tables of one model, and draw its picture."""
-    table = {row.name: row for row in rows(found)}
     seeds = max(len(row.runs) for row in table.values())
-    base = found[0].evaluation
+    base = next(iter(table.values())).runs[0].evaluation
     text = [
         f"## {MODELS[name]}\n",
         f"{base['sequences']} held-out windows of {base['length']} tokens, {base['draws']} masks a "
@@ -207,44 +154,14 @@ def part(name: str, found: list[ComparisonRecord]) -> str:
         lines = [with_ratio(row, table.get(RELEASE)) for row in chosen]
         text += [f"### {section.title}\n", section.about + "\n", markdown(columns, lines)]
     text += [
+        by_kind(table),
         "### Questions\n",
         "Differences of KL, nats, negative where the answer is yes, mean ± deviation over the "
-        "seeds and mean at each mask ratio. Both recipes saw the same calibration windows and are "
-        "measured on the same masks. Unclear: zero is within the 95 % interval of three seeds.\n",
+        "seeds and mean at each mask ratio, measured on the same masks. Unclear: zero is within "
+        "the 95 % interval of the seeds; * at a mask ratio: it is not.\n",
         answers(table),
     ]
     return "\n".join(text)
-
-
-def answers(table: dict[str, Row]) -> str:
-    """Answer the questions by differences of KL, seed by seed; masks and text are shared."""
-    lines = []
-    for question in QUESTIONS:
-        if question.yes in table and question.no in table:
-            lines.append((question.text, *answer(table[question.yes], table[question.no])))
-    columns = ("question", "KL with", "without", "difference", *AT_RATIOS, "answer")
-    return markdown(columns, lines)
-
-
-def answer(yes: Row, no: Row) -> tuple[str, ...]:
-    """Compare two recipes at the seeds that both have."""
-    without = {run.seed: run.evaluation for run in no.runs}
-    pairs = [(r.evaluation, without[r.seed]) for r in yes.runs if r.seed in without]
-    change = Spread.of([a["kl"] - b["kl"] for a, b in pairs])
-    by_ratio = [
-        Spread.of([a["kl_by_mask_ratio"][r] - b["kl_by_mask_ratio"][r] for a, b in pairs]).mean
-        for r in RATIOS
-    ]
-    error = CERTAIN * change.deviation / math.sqrt(len(pairs))
-    verdict = "yes" if change.mean < 0 else "no: worse"
-    if abs(change.mean) < error:
-        verdict = "unclear"
-    if len(pairs) < 3:
-        verdict = f"{len(pairs)} of 3 seeds"
-    return (
-        f"{yes.kl.mean:.4f}", f"{no.kl.mean:.4f}", change.text(4),
-        *(f"{value:+.3f}" for value in by_ratio), verdict,
-    )  # fmt: skip
 
 
 def with_ratio(row: Row, release: Row | None) -> tuple[str, ...]:
@@ -265,12 +182,14 @@ def write() -> None:
         "positions, in nats, mean over the mask ratios and at each of them; layer error is the "
         "share of a layer's output energy that is wrong on held-out masked inputs.\n\n"
     )
+    tables: dict[str, Table] = {}
     for name in MODELS:
         path = RECORDS / f"compare-{name}.jsonl"
         if path.exists():
-            text += part(name, latest(path)) + "\n"
-    text += beyond.text()
-    PAGE.write_text(text)
+            tables[name] = {row.name: row for row in rows(latest(path))}
+    parts = [holds(tables), duel(tables), *(part(name, table) for name, table in tables.items())]
+    parts.append(beyond.text())
+    PAGE.write_text(text + "\n".join(parts) + "\n")
 
 
 def main() -> None:

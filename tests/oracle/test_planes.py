@@ -8,6 +8,7 @@ import torch
 from quant_dllm.rounding.planes import (
     ColumnRounding,
     Fit,
+    Terms,
     fit_greedy,
     fit_joint,
     loss,
@@ -32,9 +33,8 @@ def test_row_and_column_scales_are_exact_minimisers(order, weighted):
     w, weight, fit = random_fit(order)
     weight = weight if weighted else None
     for k in range(order):
-        rest = w - fit.values() + fit.plane(k)
         columns_before = fit.columns[k].clone()
-        fit.rescale(k, rest, weight)
+        fit.rescale(k, Terms(w, weight, fit.signs))
         after_columns = fit.columns[k].clone()
         fit.columns[k] = columns_before  # the row scales are optimal for the old columns
         assert_no_better(w, fit, weight, fit.rows[k])

@@ -7,6 +7,7 @@ the place of the function's code for as long as the test runs, whoever imported 
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from types import CodeType, FunctionType
 
@@ -15,7 +16,7 @@ import pytest
 from quant_dllm.calibration.mcs import MaskedCalibrationSimulation
 from quant_dllm.precision.abmp import AdaptiveBlockwiseMixedPrecision
 from quant_dllm.quantizers.gptaq import drift_correction
-from quant_dllm.rounding.planes import Fit
+from quant_dllm.rounding.planes import Terms
 from quant_dllm.rounding.sweep import block_error, column_by_column, diagonal_error, sweep
 from quant_dllm.statistics.hessian import inverse_factor
 from quant_dllm.statistics.importance import divisor, emphasis_mask
@@ -24,36 +25,34 @@ from tests.oracle import test_gptaq, test_planes, test_sweep
 from tests.unit import test_abmp, test_mcs
 
 
-def with_layer(test: Callable, **options) -> Callable[[], None]:
-    """Give a test the layer that its fixture would."""
+def layer() -> tuple:
+    """Make what the fixture of that name gives."""
+    weight, _, stats = correlated_layer(24, 72)
+    return weight, stats
 
+
+def given(test: Callable, *arguments, **options) -> Callable[[], None]:
+    """Call a test with its arguments; functions among them make what a fixture would."""
+
+    @wraps(test)
     def run() -> None:
-        weight, _, stats = correlated_layer(24, 72)
-        test((weight, stats), **options)
+        test(*(a() if callable(a) else a for a in arguments), **options)
 
     return run
 
 
-def gptaq_oracle() -> None:
-    test_gptaq.test_it_equals_the_least_squares_after_every_column(
-        test_gptaq.drifted_layer(), [2, 2, 2, 2]
-    )
-
-
-def abmp_oracle() -> None:
-    test_abmp.test_it_equals_the_definition(160, 0.1)
-
-
-def scales_oracle() -> None:
-    test_planes.test_row_and_column_scales_are_exact_minimisers(2, weighted=True)
-
-
-GPTQ_ORACLE = with_layer(
-    test_sweep.test_gptq_equals_optimal_brain_quantization_across_blocks, static_groups=False
+GPTAQ_ORACLE = given(
+    test_gptaq.test_it_equals_the_least_squares_after_every_column,
+    test_gptaq.drifted_layer, [2, 2, 2, 2],
+)  # fmt: skip
+ABMP_ORACLE = given(test_abmp.test_it_equals_the_definition, 160, 0.1)
+SCALES_ORACLE = given(test_planes.test_row_and_column_scales_are_exact_minimisers, 2, weighted=True)
+GPTQ_ORACLE = given(
+    test_sweep.test_gptq_equals_optimal_brain_quantization_across_blocks, layer, static_groups=False
 )
-FACTOR_ORACLE = with_layer(test_sweep.test_the_factor_is_that_of_the_inverse)
-EXACT_ORACLE = with_layer(test_sweep.test_the_exact_form_moves_later_blocks_to_their_optimum)
-RELEASE_ORACLE = with_layer(test_sweep.test_the_release_form_divides_by_the_diagonal)
+FACTOR_ORACLE = given(test_sweep.test_the_factor_is_that_of_the_inverse, layer)
+EXACT_ORACLE = given(test_sweep.test_the_exact_form_moves_later_blocks_to_their_optimum, layer)
+RELEASE_ORACLE = given(test_sweep.test_the_release_form_divides_by_the_diagonal, layer)
 PREFIX_ORACLE = test_mcs.test_the_prefix_is_visible_and_what_is_visible_is_unchanged
 
 
@@ -92,17 +91,17 @@ FAULTS = [
           "(emphasis - 1.0)", "(emphasis**2 - 1.0)", RELEASE_ORACLE),
     Fault("importance divided by the diagonal of the inverse", divisor,
           'saliency == "factor"', 'saliency == "inverse"', RELEASE_ORACLE),
-    Fault("column scales weighted by the row scales unsquared", Fit.rescale,
-          "(a.square() @ weight)", "(a @ weight)", scales_oracle),
+    Fault("column scales weighted by the row scales unsquared", Terms.over_rows,
+          "a.square() @ self.omega", "a @ self.omega", SCALES_ORACLE),
     Fault("drift correction of the wrong sign", drift_correction,
-          "torch.triu(", "-torch.triu(", gptaq_oracle),
+          "torch.triu(", "-torch.triu(", GPTAQ_ORACLE),
     Fault("drift correction acting on its own column", drift_correction,
-          "diagonal=1", "diagonal=0", gptaq_oracle),
+          "diagonal=1", "diagonal=0", GPTAQ_ORACLE),
     Fault("ABMP swapping one block too many", AdaptiveBlockwiseMixedPrecision.allocate,
-          "k = min(", "k = 1 + min(", abmp_oracle),
+          "k = min(", "k = 1 + min(", ABMP_ORACLE),
     Fault("ABMP taking from the most important blocks", AdaptiveBlockwiseMixedPrecision.allocate,
           "bits[ranked[:k]] -= 1\n        bits[ranked[-k:]] += 1",
-          "bits[ranked[:k]] += 1\n        bits[ranked[-k:]] -= 1", abmp_oracle),
+          "bits[ranked[:k]] += 1\n        bits[ranked[-k:]] -= 1", ABMP_ORACLE),
     Fault("a mask that hides the prefix", MaskedCalibrationSimulation.hidden,
           "return behind & (", "return (", PREFIX_ORACLE),
 ]  # fmt: skip
@@ -122,6 +121,21 @@ def test_a_planted_fault_is_found(fault, monkeypatch):
         fault.test()
 
 
+def table() -> str:
+    """List the faults and the test that each one makes fail, in Markdown."""
+    rows = ["| planted fault | in | the test that fails |", "|---|---|---|"]
+    for fault in FAULTS:
+        where = inspect.unwrap(fault.function).__qualname__
+        test = f"{fault.test.__module__.rpartition('.')[2]}.{fault.test.__name__}"
+        rows.append(f"| {fault.name} | `{where}` | `{test}` |")
+    return "\n".join(rows) + "\n"
+
+
+def test_the_faults_stand_in_the_docs():
+    page = Path(__file__).parents[2] / "docs" / "methods.md"
+    assert table() in page.read_text(), "python -m tests.oracle.test_planted_faults prints it"
+
+
 def code_of(function: FunctionType, module: CodeType) -> CodeType:
     """Find a function's code in that of its module, by its qualified name."""
     (code,) = (code for code in nested(module) if code.co_qualname == function.__qualname__)
@@ -134,3 +148,7 @@ def nested(code: CodeType) -> Iterator[CodeType]:
         if isinstance(constant, CodeType):
             yield constant
             yield from nested(constant)
+
+
+if __name__ == "__main__":
+    print(table(), end="")

@@ -11,15 +11,17 @@ Symbols:
 """
 
 from dataclasses import dataclass
-from itertools import product
+from itertools import combinations, product
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from quant_dllm.rounding.sweep import spans
 from quant_dllm.weights.binary import Planes
 
 TINY = 1e-20  # keeps a dead row or column from dividing by zero; far below any real sum
+AT_ONCE = 512  # rows whose signs are chosen at once
 
 
 @dataclass
@@ -34,25 +36,27 @@ class Fit:
     columns: Float[Tensor, "order block"]
     signs: Float[Tensor, "order out block"]
 
-    def plane(self, k: int) -> Float[Tensor, "out block"]:
-        """Multiply plane k out."""
-        return torch.outer(self.rows[k], self.columns[k]).mul_(self.signs[k])
-
     def values(self) -> Float[Tensor, "out block"]:
         """Sum the planes."""
         return torch.einsum("ko,kb,kob->ob", self.rows, self.columns, self.signs)
 
-    def rescale(self, k: int, rest: Float[Tensor, "out block"], weight: Tensor | None) -> None:
-        """Set a_k, then c_k, to their minimisers for plane k against ``rest``."""
-        signed = rest * self.signs[k]
-        if weight is None:
-            a = signed @ self.columns[k] / self.columns[k].square().sum().clamp_min(TINY)
-            c = a @ signed / a.square().sum().clamp_min(TINY)
-        else:
-            signed *= weight
-            a = signed @ self.columns[k] / (weight @ self.columns[k].square()).clamp_min(TINY)
-            c = a @ signed / (a.square() @ weight).clamp_min(TINY)
-        self.rows[k], self.columns[k] = a, c
+    def rescale(self, k: int, terms: "Terms") -> None:
+        """Set a_k, then c_k, to their minimisers, the other planes being what they are."""
+        a, c, others = self.rows, self.columns, [x for x in range(len(self.signs)) if x != k]
+        wanted = terms.weight[k] @ c[k]
+        for x in others:
+            wanted -= a[x] * (terms.planes[k, x] @ (c[x] * c[k]))
+        a[k] = wanted / terms.over_columns(c[k]).clamp_min(TINY)
+        wanted = a[k] @ terms.weight[k]
+        for x in others:
+            wanted -= c[x] * ((a[x] * a[k]) @ terms.planes[k, x])
+        c[k] = wanted / terms.over_rows(a[k]).clamp_min(TINY)
+
+    def resign(self, w: Float[Tensor, "out block"]) -> None:
+        """Choose all signs anew, some rows at once: what is at work then stays in a cache."""
+        for some in spans(len(w), AT_ONCE):
+            scales = self.rows[:, some, None] * self.columns[:, None, :]
+            self.signs[:, some] = nearest_signs(w[some], scales)
 
     def halve(self) -> "Fit":
         """Round the scales to what float16 stores.
@@ -69,6 +73,39 @@ class Fit:
         return Planes(self.signs > 0, self.rows, self.columns)
 
 
+class Terms:
+    """What the closed forms of the scales read while signs stay: they are sums over it.
+
+    Args:
+        w: W.
+        omega: ω, or ``None`` where it is 1.
+        signs: B, as ±1.
+
+    Attributes:
+        weight: ω W B_k, plane after plane.
+        planes: ω B_k B_x, for every two planes.
+    """
+
+    def __init__(
+        self, w: Float[Tensor, "out block"], omega: Tensor | None, signs: Float[Tensor, "..."]
+    ):
+        self.omega = omega
+        weighed = w if omega is None else w * omega
+        self.weight = [weighed * sign for sign in signs]
+        self.planes: dict[tuple[int, int], Tensor] = {}
+        for k, x in combinations(range(len(signs)), 2):
+            both = signs[k] * signs[x]
+            self.planes[k, x] = self.planes[x, k] = both if omega is None else both.mul_(omega)
+
+    def over_columns(self, c: Float[Tensor, " block"]) -> Float[Tensor, "..."]:
+        """Sum ω c² over the columns."""
+        return c.square().sum() if self.omega is None else self.omega @ c.square()
+
+    def over_rows(self, a: Float[Tensor, " out"]) -> Float[Tensor, "..."]:
+        """Sum ω a² over the rows."""
+        return a.square().sum() if self.omega is None else a.square() @ self.omega
+
+
 def sign_patterns(order: int, like: Tensor) -> Float[Tensor, "patterns order"]:
     """List the 2^order combinations of ±1."""
     return torch.tensor(list(product((-1.0, 1.0), repeat=order)), dtype=like.dtype).to(like.device)
@@ -81,12 +118,11 @@ def nearest_signs(
     order = len(scales)
     if order == 1:
         return torch.where(w * scales[0] < 0, -1.0, 1.0)[None]
-    if order == 2:  # the larger term takes the sign of w, the other what is left: exact
-        size = scales.abs()
-        large = torch.where(w < 0, -1.0, 1.0)
-        rest = w - large * size.amax(dim=0)
-        small = torch.where(rest < 0, -1.0, 1.0)
-        first = size[0] >= size[1]
+    if order == 2:  # the larger term takes the sign of w, the other that of what is left: exact
+        one, sizes = w.new_ones(()), scales.abs()
+        rest = w.abs().sub_(sizes.amax(dim=0)).mul_(w)
+        large, small = one.copysign(w), one.copysign(rest)
+        first = sizes[0] >= sizes[1]
         signs = torch.stack((torch.where(first, large, small), torch.where(first, small, large)))
         return torch.where(scales < 0, -signs, signs)
     patterns = sign_patterns(order, w)
@@ -166,12 +202,10 @@ def refine(
     """Refit the scales of each plane against the others, then all signs at once, and again."""
     before = torch.inf
     for _ in range(rounds):
-        rest = w - fit.values()
+        terms = Terms(w, weight, fit.signs)
         for k in range(len(fit.signs)):
-            rest += fit.plane(k)
-            fit.rescale(k, rest, weight)
-            rest -= fit.plane(k)
-        fit.signs = nearest_signs(w, fit.rows[:, :, None] * fit.columns[:, None, :])
+            fit.rescale(k, terms)
+        fit.resign(w)
         if tolerance > 0:
             now = loss(w, fit, weight)
             if before - now <= tolerance * now:
