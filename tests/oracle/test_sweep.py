@@ -8,7 +8,7 @@ from quant_dllm.quantizers.gptq import GPTQ
 from quant_dllm.quantizers.rtn import RTN
 from quant_dllm.rounding.grid import Grid
 from quant_dllm.rounding.planes import fit_joint, nearest_signs
-from quant_dllm.rounding.sweep import block_error, column_by_column
+from quant_dllm.rounding.sweep import Coded, block_error, column_by_column, sweep
 from quant_dllm.statistics.hessian import damp, inverse_factor
 from quant_dllm.statistics.layer import output_error
 
