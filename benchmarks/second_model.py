@@ -6,6 +6,7 @@ Reads the data folder (``QUANT_DLLM_DATA``, else ``../shared/data``) and writes 
 its tokenizer, and the bundled stories as texts whose separator is this model's.
 """
 
+import argparse
 import gzip
 import json
 import os
@@ -47,7 +48,9 @@ def tokenizer(pieces: list[bytes]) -> Tokenizer:
 
 def main() -> None:
     """Write the folder."""
-    out = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("out", type=Path, help="a folder that is not there yet")
+    out = parser.parse_args().out
     out.mkdir(parents=True)
     source = DATA / "stories15M_mdlm"
     for name in ("config.json", "model.safetensors"):
