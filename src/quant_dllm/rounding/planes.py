@@ -11,7 +11,7 @@ Symbols:
 """
 
 from dataclasses import dataclass
-from itertools import combinations, product
+from itertools import combinations
 
 import torch
 from jaxtyping import Float
@@ -106,34 +106,26 @@ class Terms:
         return a.square().sum() if self.omega is None else a.square() @ self.omega
 
 
-def sign_patterns(order: int, like: Tensor) -> Float[Tensor, "patterns order"]:
-    """List the 2^order combinations of ±1."""
-    return torch.tensor(list(product((-1.0, 1.0), repeat=order)), dtype=like.dtype).to(like.device)
-
-
 def nearest_signs(
     w: Float[Tensor, "..."], scales: Float[Tensor, "order ..."]
 ) -> Float[Tensor, "order ..."]:
     """Choose signs so that Σ_k ±scales_k is nearest to w, element by element; ω cancels."""
-    order = len(scales)
-    if order == 1:
-        return torch.where(w * scales[0] < 0, -1.0, 1.0)[None]
-    if order == 2:  # the larger term takes the sign of w, the other that of what is left: exact
-        one, sizes = w.new_ones(()), scales.abs()
-        rest = w.abs().sub_(sizes.amax(dim=0)).mul_(w)
-        large, small = one.copysign(w), one.copysign(rest)
-        first = sizes[0] >= sizes[1]
-        signs = torch.stack((torch.where(first, large, small), torch.where(first, small, large)))
-        return torch.where(scales < 0, -signs, signs)
-    patterns = sign_patterns(order, w)
-    best = torch.full_like(w, torch.inf)
-    index = torch.zeros_like(w, dtype=torch.long)
-    for p, pattern in enumerate(patterns):
-        distance = (torch.einsum("k,k...->...", pattern, scales) - w).abs_()
-        closer = distance < best
-        best = torch.where(closer, distance, best)
-        index = torch.where(closer, p, index)
-    return patterns[index].movedim(-1, 0)
+    one = w.new_ones(())
+    if len(scales) > 2:  # the last plane either way, and the others to what that leaves
+        tries = []
+        for last in (one, -one):
+            others = nearest_signs(w - last * scales[-1], scales[:-1])
+            tries.append(torch.cat((others, last.expand_as(others[:1]))))
+        errors = [(w - (signs * scales).sum(dim=0)).abs_() for signs in tries]
+        return torch.where(errors[0] <= errors[1], *tries)
+    signs = one.copysign(w * scales)
+    if len(scales) == 2:  # the larger term takes the sign of w, the other that of what is left
+        sizes = scales.abs()
+        left = one.copysign(w.abs().sub_(torch.maximum(sizes[0], sizes[1])))
+        first = one.copysign(sizes[0] - sizes[1])
+        signs[0] *= torch.maximum(first, left)
+        signs[1] *= torch.maximum(-first, left)
+    return signs
 
 
 class ColumnRounding:
@@ -178,7 +170,7 @@ def start(w: Float[Tensor, "out block"], order: int) -> Fit:
         size = rest.abs()
         rows.append(a := size.mean(dim=1))
         columns.append(c := (size / a.clamp_min(TINY)[:, None]).mean(dim=0))
-        signs.append(b := torch.where(rest < 0, -1.0, 1.0))
+        signs.append(b := rest.new_ones(()).copysign(rest))
         rest -= torch.outer(a, c) * b
     return Fit(torch.stack(rows), torch.stack(columns), torch.stack(signs))
 
