@@ -98,7 +98,10 @@ def test_it_equals_the_equations_taken_by_loops(layer, bits, rounds):
     weight, stats = layer
     ours = ARBLLM(rounds=rounds).quantize(weight, stats, torch.tensor(bits), BLOCK).dequantize()
     oracle = by_the_equations(weight, stats, bits, rounds)
-    assert torch.allclose(ours.double(), oracle, atol=2e-3)  # a step of float16 below four
+    half_step = (
+        1e-3  # of float16 below four: each plane's scale is rounded; salient columns have one more
+    )
+    assert torch.allclose(ours.double(), oracle, atol=half_step * (max(bits) + 1))
 
 
 def zone_loss(fit, w, area):
