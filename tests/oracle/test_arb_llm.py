@@ -98,8 +98,8 @@ def test_it_equals_the_equations_taken_by_loops(layer, bits, rounds):
     weight, stats = layer
     ours = ARBLLM(rounds=rounds).quantize(weight, stats, torch.tensor(bits), BLOCK).dequantize()
     oracle = by_the_equations(weight, stats, bits, rounds)
-    # two steps of float16 below four: where a scale is rounded, the last bit of a float32 decides
-    assert torch.allclose(ours.double(), oracle, atol=4e-3)
+    # half a step of float16 below four for each plane, of which salient columns have one more
+    assert torch.allclose(ours.double(), oracle, atol=1e-3 * (max(bits) + 1))
 
 
 def zone_loss(fit, w, area):

@@ -162,7 +162,7 @@ def _seconds(job: Job, work: Callable[[], object]) -> float:
     return sorted(found)[len(found) // 2]
 
 
-def tuning_bytes(job: Job, packed_bytes: float, held: int) -> int:
+def tuning_bytes(job: Job, packed_bytes: int, held: int) -> int:
     """Guess the peak of tuning: the packed model, what is learned, and what gradients need.
 
     Args:
