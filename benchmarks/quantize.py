@@ -45,7 +45,7 @@ RESULTS, PAGE = records.RESULTS / "quantize.jsonl", records.ROOT / "docs" / "met
 BEGIN, END = "<!-- seconds: made by benchmarks/quantize.py --tables -->", "<!-- end of seconds -->"
 RECIPES = (
     "rtn-2bit", "hqq-2bit", "awq-2bit", "gptq-2bit", "gptaq-2bit", "slim-llm-2bit", "billm",
-    "arb-llm", "quant-dllm-2bit-release", "quant-dllm-2bit-paper", "quant-dllm-2bit",
+    "arb-llm", "quant-dllm-2bit-release", "quant-dllm-2bit-paper", "ladder-2-scales",
 )  # fmt: skip
 OURS, PUBLIC = (
     3.0,
