@@ -19,9 +19,9 @@ GROUPS = {
     "Does not hold on either model": lambda said: set(said) == {"no: worse"},
     "Holds on one model, and the reverse on the other":
         lambda said: {"yes", "no: worse"} <= set(said),
-    "Is not shown: it holds on one model at most, or does harm on one":
-        lambda said: set(said) != {"yes"} and "one seed" not in said,
-    "Has too few seeds on one model": lambda said: "one seed" in said,
+    "Is not shown: unclear, or worse, on a model that has the seeds":
+        lambda said: bool({"unclear", "no: worse"} & set(said)),
+    "Holds where there are seeds enough; another model has one": lambda said: "one seed" in said,
     "Holds on both models": lambda said: set(said) == {"yes"},
 }  # fmt: skip
 
@@ -45,7 +45,7 @@ def holds(tables: dict[str, Table]) -> str:
         "KL, nats, ± its deviation over the seeds, and is negative where the answer is yes. Zero "
         "is outside the 95 % interval wherever a cell says yes or no. The tables by model, below, "
         "have the mask ratios.\n",
-        f"Of {count} choices that the paper or its code makes: {told}.\n",
+        f"Of {count} claims and choices of the paper or its code: {told}.\n",
     ]
     for title, lines in groups.items():
         if lines:

@@ -4,10 +4,15 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import claims
 import demo
 import kernel_tables
 import kills
+import quantize
+import questions
 import records
+from quant_dllm.record import ComparisonRecord
+from quant_dllm.report.table import RATIOS, Row
 
 
 def record(backend, order, tokens, median):
@@ -78,3 +83,68 @@ def test_a_page_keeps_what_is_outside_the_marks(tmp_path):
     for _ in range(2):
         records.write_between(page, "<!-- a -->", "<!-- b -->", "new")
     assert page.read_text() == "before\n<!-- a -->\n\nnew\n\n<!-- b -->\nafter\n"
+
+
+def run(name, seed, kl):
+    evaluation = {
+        "kl": kl, "kl_by_mask_ratio": dict.fromkeys(RATIOS, kl), "bits": {"stored": 2.0},
+    }  # fmt: skip
+    errors = {"blocks.0.mlp.down": kl, "blocks.0.attention.q": 2 * kl}
+    return ComparisonRecord(
+        identity=f"{name}{seed}", model="m", recipe={"name": name}, seed=seed,
+        evaluation=evaluation, layer_errors=errors, bytes_on_disk=1, seconds=1.0,
+        peak_memory=None, machine="m",
+    )  # fmt: skip
+
+
+def table(**kls):
+    names = {"a": questions.RELEASE, "b": "ablation-no-lambda"}
+    return {names[k]: Row(names[k], tuple(run(k, seed, kl) for seed, kl in enumerate(found)))
+            for k, found in kls.items()}  # fmt: skip
+
+
+LAMBDA = next(q for q in questions.QUESTIONS if q.no == "ablation-no-lambda")
+
+
+@pytest.mark.parametrize(
+    ("without", "verdict"),
+    [
+        ([0.31, 0.32, 0.32], "yes"),
+        ([0.11, 0.12, 0.12], "no: worse"),
+        ([0.1, 0.3, 0.22], "unclear"),  # the mean of three is less than 4.3 of its errors from 0
+        ([0.31], "one seed"),
+    ],
+)
+def test_an_answer_is_certain_by_the_seeds_that_both_have(without, verdict):
+    answer = questions.Answer.of(LAMBDA, table(a=[0.2, 0.21, 0.22], b=without))
+    assert answer is not None and answer.verdict() == verdict
+    assert len(answer.pairs) == len(without)
+
+
+def test_models_that_contradict_each_other_are_said_to():
+    yes = table(a=[0.2, 0.21, 0.22], b=[0.31, 0.32, 0.32])
+    no = table(a=[0.2, 0.21, 0.22], b=[0.11, 0.12, 0.12])
+    text = claims.holds({"one": yes, "two": no})
+    assert "**Holds on one model, and the reverse on the other**" in text
+    assert f"| {LAMBDA.text} | paper | -0.107 ± 0.006: yes | 0.093 ± 0.006: no: worse |" in text
+    assert "**Holds on both models**" in claims.holds({"one": yes, "two": yes})
+
+
+def test_errors_of_layers_are_told_by_kind():
+    found = table(a=[0.2, 0.4], b=[0.1, 0.2])
+    assert claims.of_kind(found[questions.RELEASE], ("q", "k")) == [0.4, 0.8]
+    assert claims.of_kind(found[questions.RELEASE], ("down",), {1}) == [0.4]
+
+
+def test_a_table_of_seconds_says_what_is_missed():
+    def timed(recipe, median, ratio):
+        return {"what": "quantize_layer", "layer": "L", "recipe": recipe, "median_s": median,
+                "iqr_s": 0.1, "times_gptq": ratio, "processor": "P", "threads": 2,
+                "torch": "2"}  # fmt: skip
+
+    text = quantize.tables([
+        timed("gptq-2bit", 1.0, 1.0), timed("arb-llm", 9.0, 9.0),
+        timed("quant-dllm-2bit-release", 4.0, 4.0),
+    ])  # fmt: skip
+    assert "| `arb-llm` | 9.00 ± 0.10 | 9.00 |" in text
+    assert "| `quant-dllm-2bit-release` | 4.00 ± 0.10 | 4.00 (missed) |" in text
