@@ -9,11 +9,39 @@ from records import ROOT, write_between
 PAGE = ROOT / "docs" / "kernels.md"
 Must = dict[str, dict[int, float]]
 BEGIN, END = "<!-- tables: made by benchmarks/kernels.py --tables -->", "<!-- end of tables -->"
+MODEL = "<!-- model: made by benchmarks/kernels.py --tables -->", "<!-- end of model -->"
 
 
 def write(runs: list[list[dict[str, Any]]], must: Must, page: Path = PAGE) -> None:
     """Replace what stands between the marks of the page by the tables of all runs."""
     write_between(page, BEGIN, END, "\n".join(text(found, must) for found in runs))
+
+
+def write_model(found: list[dict[str, Any]], page: Path = PAGE) -> None:
+    """Replace what is said of whole models, each as `quant-dllm bench --json` printed it."""
+    write_between(page, *MODEL, "\n\n".join(map(model, found)))
+
+
+def model(run: dict[str, Any]) -> str:
+    """Write seconds a call of a dense and a packed model, with the head and without."""
+    by = {(t["network"], t["length"]): t for t in run["timings"]}
+    lines = []
+    for length in sorted({length for _, length in by}):
+        cells = []
+        for less in (0, 1):
+            dense, packed = (
+                by[name, length]["seconds"] - less * by[name, length]["head"]
+                for name in ("dense", "packed")
+            )
+            cells += [f"{dense:.3g}", f"{packed:.3g}", f"{dense / packed:.1f}×"]
+        lines.append([str(length), *cells])
+    head = ["canvas", run["dtype"], "two bits", "", f"blocks alone, {run['dtype']}", "two bits", ""]
+    dense, packed = (run["weight_bytes"][name] for name in ("dense", "packed"))
+    return (
+        f"{run['processor']}, {run['threads']} threads, commit {run['commit']}, {run['date']}; the "
+        f"blocks' layers take {packed / 1e6:.0f} MB in place of {dense / 1e6:.0f}, "
+        f"{packed / dense:.3f} of them.\n\n" + markdown(head, lines)
+    )
 
 
 def text(found: list[dict[str, Any]], must: Must) -> str:

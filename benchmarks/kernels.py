@@ -213,6 +213,7 @@ def main() -> int:
     if options.tables:
         files = sorted(records.RESULTS.glob("kernels-*.jsonl"))
         kernel_tables.write([records.read(path) for path in files], MUST)
+        kernel_tables.write_model(records.read(records.RESULTS / "bench.jsonl"))
         return 0
     if reason := native.missing():
         print(f"benchmarks/kernels.py: no native library: {reason}", file=sys.stderr)

@@ -130,7 +130,7 @@ class Comparison:
     ) -> ComparisonRecord:
         return ComparisonRecord(
             identity=self._identity(recipe, seed),
-            model=self.model,
+            model=Path(self.model).name if Path(self.model).is_dir() else self.model,
             recipe=recipe.to_dict() if recipe else {"name": BASE},
             seed=seed,
             evaluation=found.to_dict(),
