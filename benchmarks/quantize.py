@@ -199,9 +199,11 @@ def tables(found: list[dict[str, Any]]) -> str:
         for r in beside.values()
     ]  # fmt: skip
     where = {f"{r['processor']}, {r['threads']} threads, torch {r['torch']}" for r in found}
+    counts = {r["runs"] if "runs" in r else r["ours"]["runs"] for r in found}
+    runs = " or ".join(map(str, sorted(counts)))
     columns = ["layer", "ours, s", "public, s", "ours / public", "error", "theirs"]
     return (
-        f"Median ± interquartile range of three runs; {'; '.join(sorted(where))}.\n"
+        f"Median ± interquartile range of {runs} runs; {'; '.join(sorted(where))}.\n"
         f"DAQ in the paper's form and in its code's must take at most {OURS} × GPTQ.\n\n"
         f"{markdown(['recipe', *chain(*heads)], lines)}\n"
         f"Our GPTQ must take at most {PUBLIC} × the public one's time. Error is the share of the "

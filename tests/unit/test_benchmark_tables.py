@@ -140,7 +140,7 @@ def test_a_table_of_seconds_says_what_is_missed():
     def timed(recipe, median, ratio):
         return {"what": "quantize_layer", "layer": "L", "recipe": recipe, "median_s": median,
                 "iqr_s": 0.1, "times_gptq": ratio, "processor": "P", "threads": 2,
-                "torch": "2"}  # fmt: skip
+                "torch": "2", "runs": 3}  # fmt: skip
 
     text = quantize.tables([
         timed("gptq-2bit", 1.0, 1.0), timed("arb-llm", 9.0, 9.0),
