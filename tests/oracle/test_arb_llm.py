@@ -98,7 +98,8 @@ def test_it_equals_the_equations_taken_by_loops(layer, bits, rounds):
     weight, stats = layer
     ours = ARBLLM(rounds=rounds).quantize(weight, stats, torch.tensor(bits), BLOCK).dequantize()
     oracle = by_the_equations(weight, stats, bits, rounds)
-    # half a step of float16 below four for each plane, of which salient columns have one more
+    # below four half a step of float16 as it is stored, and one for each further plane of salient
+    # columns: in float32 a scale may fall on the other side of the float16 that float64 rounds to
     assert torch.allclose(ours.double(), oracle, atol=1e-3 * (max(bits) + 1))
 
 

@@ -67,17 +67,6 @@ static const char *lacks(void) { return NULL; }
 
 /* Inputs ------------------------------------------------------------------------------------- */
 
-/* Round to bfloat16, in the upper halves of the lanes. */
-INLINE __m512i upper_bfloat16(__m512 value) {
-    const __m512i one = _mm512_set1_epi32(1), half = _mm512_set1_epi32(0x7fff);
-    __m512i bits = _mm512_castps_si512(value);
-    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
-    __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
-    bits = _mm512_add_epi32(bits, _mm512_add_epi32(odd, half));
-    bits = _mm512_mask_blend_epi32(nan, bits, _mm512_set1_epi32(0x7fc00000));
-    return _mm512_and_si512(bits, _mm512_set1_epi32((int)0xffff0000));
-}
-
 INLINE __m512i pairs(__m512 low, __m512 high) {
     return _mm512_or_si512(_mm512_srli_epi32(upper_bfloat16(low), 16), upper_bfloat16(high));
 }

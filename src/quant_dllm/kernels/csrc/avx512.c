@@ -48,12 +48,7 @@ static const char *lacks(void) {
 /* Numbers in and out ------------------------------------------------------------------------- */
 
 INLINE __m256i to_bfloat16(__m512 value) {
-    __m512i bits = _mm512_castps_si512(value), one = _mm512_set1_epi32(1);
-    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
-    __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
-    bits = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-    bits = _mm512_mask_blend_epi32(nan, bits, _mm512_set1_epi32(0x7fc00000));
-    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(upper_bfloat16(value), 16));
 }
 
 static void store(const float *sums, const void *bias, int rows, enum qd_dtype dtype, void *y) {

@@ -26,4 +26,15 @@ INLINE __m512 load16(const void *x, enum qd_dtype dtype, size_t at, int count) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
 }
 
+/* Round to bfloat16, in the upper halves of the lanes. */
+INLINE __m512i upper_bfloat16(__m512 value) {
+    const __m512i one = _mm512_set1_epi32(1), half = _mm512_set1_epi32(0x7fff);
+    __m512i bits = _mm512_castps_si512(value);
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
+    __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+    bits = _mm512_add_epi32(bits, _mm512_add_epi32(odd, half));
+    bits = _mm512_mask_blend_epi32(nan, bits, _mm512_set1_epi32(0x7fc00000));
+    return _mm512_and_si512(bits, _mm512_set1_epi32((int)0xffff0000));
+}
+
 #endif
