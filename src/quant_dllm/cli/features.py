@@ -9,7 +9,7 @@ FEATURES = {
     "picture of compare": (("matplotlib",), "pip install 'quant-dllm[report]'"),
     "serve": (("fastapi", "uvicorn", "prometheus_client"), "pip install 'quant-dllm[serve]'"),
     "offloading in transformers": (("accelerate",), "pip install accelerate"),
-    "kernels on a GPU": (("triton",), "pip install triton"),
+    "kernels, given a GPU": (("triton",), "pip install triton"),
 }
 """Feature → the modules that it needs, and the command that brings them."""
 
