@@ -89,6 +89,18 @@ def test_the_precise_mode_misses_less(unit, weight):
             assert miss(packed.linear(x), x, weight) <= PRECISE, (tokens, dtype)
 
 
+@pytest.mark.parametrize("rows, columns", [(-9, 9), (-8, -8), (9, -4), (8, 8)], ids=str)
+def test_scales_may_be_small_and_large(unit, rows, columns):
+    weight = random_weight(70, 300, 128, [2, 1, 3])
+    weight.row_scales.mul_(2.0**rows)
+    weight.row_scales[:35].div_(64)
+    weight.column_scales.mul_(2.0**columns)
+    packed = native.prepare(weight)
+    for tokens in (1, 16, 64):
+        x = inputs(tokens, weight)
+        assert miss(packed.linear(x), x, weight) <= FAST, tokens
+
+
 @pytest.mark.parametrize("tokens", [1, 17, 128, 513])
 def test_two_threads_do_what_one_does(unit, tokens):
     weight = random_weight(2048, 512, 128, [2, 2, 1, 3])  # enough rows to share out

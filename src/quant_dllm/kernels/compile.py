@@ -24,7 +24,7 @@ AVX512 = (
     "-mprefer-vector-width=512",
 )  # fmt: skip
 UNITS: dict[str, Units] = {
-    "x86_64": {"avx2": AVX2, "avx512": AVX512, "amx": (*AVX512, "-mamx-tile", "-mamx-bf16")},
+    "x86_64": {"avx2": AVX2, "avx512": AVX512, "amx": (*AVX512, "-mavx512fp16", "-mamx-tile", "-mamx-bf16")},
     "aarch64": {"neon": ()},
 }  # fmt: skip
 """Flags of each unit, by machine; ``lacks()`` of a unit asks the processor for every one."""

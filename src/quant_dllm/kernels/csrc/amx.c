@@ -1,69 +1,36 @@
 /* AMX: products of 16 tokens with 16 rows, over 32 channels in bfloat16, summed in float32.
  *
- * The planes of a tile of rows are summed up in registers, once for all tokens of a block, and their
- * sums written as the tiles of a dense weight in bfloat16, which stay in the first two caches. Few
- * tokens do not pay for that: they go to the AVX-512 unit, whose layout this is.
+ * The planes of a tile of rows are summed up in registers, in 16-bit floats, once for all tokens of a
+ * block, and their sums written as the tiles of a dense weight in bfloat16, which stay in the first two
+ * caches: those of the next two segments, while the tiles of the last two are multiplied. Few tokens
+ * do not pay for that: they go to the AVX-512 unit, whose layout this is.
  *
  * A pair of a tile is (channel c, channel c + 16) of 32: then the sign bits of both are in the same
  * place of the two halves of a word.
  *
- * "Tables": [token][channels of the segment] of bfloat16 in that order; there is no low digit.
+ * "Tables": column scales, pairs of 16-bit floats; then inputs, [32 tokens, or those left][32 channels]
+ * [token] of bfloat16 in that order: a tile is 1 KB in a row. The segments of a block of tokens lie close
+ * together; there is no low digit.
  */
-#include "avx512.h"
-
 #include <string.h>
+
+#include "amx_tiles.h"
 
 #define LEAST 12              /* tokens that pay for dense tiles */
 #define TOKENS 16             /* of a tile */
 #define DEPTH 32              /* channels of a tile */
 #define TILE_BYTES 1024
-#define GROUP 2               /* segments that are expanded together */
+#define PAIRS 8               /* of a tile's 16, that are expanded in one go */
+#define PARTS (16 / PAIRS)
+#define GROUP 2               /* segments that are expanded together, at most */
+#define FEW 64                /* tokens up to which one is: its tiles leave room in the first cache */
 #define STEPS (GROUP * QD_SEGMENT / DEPTH)
 #define AHEAD 1536            /* bytes that the weights are fetched ahead where memory is waited for */
-#define FEW 64                /* tokens that leave memory to be waited for */
-#define MEAN 1.00141f         /* mean of a number over what its bfloat16 is when cut off */
+#define SHIFT 48              /* exponent that `sum_planes` leaves to the inputs */
+#define MEAN 1.00123f         /* mean of a 16-bit float over what is left without its last three bits */
 
 /* Tiles: sums of two times 16 tokens and the two halves of the rows, inputs, weights. */
 enum { SUM_00, SUM_01, SUM_10, SUM_11, INPUT_0, INPUT_1, WEIGHT_0, WEIGHT_1 };
-
-#ifndef QD_SIMDE
-/* The compiler does not know that tiles read and write memory unless it is told. */
-#define TILE(instruction, ...) __asm__ volatile(instruction __VA_ARGS__ : "memory")
-#define tile_configure(c) TILE("ldtilecfg %0", ::"m"(*(c)))
-#define tile_release() TILE("tilerelease", ::)
-#define tile_zero(t) TILE("tilezero %%tmm%c0", ::"i"(t))
-#define tile_load(t, from, stride) \
-    TILE("tileloadd (%1,%2,1), %%tmm%c0", ::"i"(t), "r"(from), "r"((size_t)(stride)))
-#define tile_store(t, to, stride) \
-    TILE("tilestored %%tmm%c0, (%1,%2,1)", ::"i"(t), "r"(to), "r"((size_t)(stride)))
-#define tile_dot(sum, a, b) \
-    TILE("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0", ::"i"(sum), "i"(a), "i"(b))
-
-#include <cpuid.h>
-#include <sys/syscall.h>
-
-long syscall(long number, ...); /* unistd.h hides it from the C standard */
-
-/* Ask the system for the tiles' registers, once. */
-static const char *registers(void) {
-    static int granted = -1;
-#ifdef SYS_arch_prctl
-    const int ask = 0x1023, tile_data = 18; /* ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA */
-    if (granted < 0) granted = syscall(SYS_arch_prctl, ask, tile_data) == 0;
-#endif
-    return granted > 0 ? NULL : "AMX registers, which the system does not grant";
-}
-
-static const char *lacks(void) {
-    unsigned a, b, c, d;
-    const char *lack = qd_avx512.lacks();
-    if (lack) return lack;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 24 & 1)) return "AMX-TILE";
-    return d >> 22 & 1 ? registers() : "AMX-BF16";
-}
-#else
-static const char *lacks(void) { return NULL; }
-#endif
 
 /* Inputs ------------------------------------------------------------------------------------- */
 
@@ -71,91 +38,153 @@ INLINE __m512i pairs(__m512 low, __m512 high) {
     return _mm512_or_si512(_mm512_srli_epi32(upper_bfloat16(low), 16), upper_bfloat16(high));
 }
 
+/* Inputs take two bytes a channel where tables, which leave the room, take four a plane: count the bytes
+ * that a segment's begin before its tables. */
+static size_t closer(const qd_segment *s, int tokens) {
+    return tokens * (s->channels * 4 - s->before * 2) - s->channels * 2;
+}
+
+static size_t column_bytes(const qd_segment *s) { return (size_t)s->order * s->padded * 2; }
+
+static int together(int tokens) { return tokens < 2 * TOKENS ? tokens : 2 * TOKENS; }
+
+INLINE __m512i half16(const float *from, __m512 factor) {
+    return _mm512_cvtepu16_epi32(_mm512_cvtps_ph(_mm512_mul_ps(_mm512_loadu_ps(from), factor), 0));
+}
+
+/* Write the column scales of a segment; return where they end. */
+static uint8_t *put_columns(const qd_segment *s, const float *columns, uint8_t *out) {
+    const __m512 factor = _mm512_set1_ps(ldexpf(1, s->exponent));
+    for (size_t at = 0; at < (size_t)s->order * s->padded; at += DEPTH, out += 64) {
+        __m512i above = _mm512_slli_epi32(half16(columns + at + VECTOR, factor), 16);
+        _mm512_storeu_si512(out, _mm512_or_si512(above, half16(columns + at, factor)));
+    }
+    return out;
+}
+
 static int tables(const qd_segment *s, const float *columns, const void *x, enum qd_dtype dtype,
                   size_t stride, int tokens, int precise, uint8_t *tables, size_t low,
                   float *scales) {
     if (tokens < LEAST)
         return qd_avx512.tables(s, columns, x, dtype, stride, tokens, precise, tables, low, scales);
-    int width = (int)s->width;
-    for (int m = 0; m < tokens; m++, x = (const char *)x + stride * (dtype == QD_FLOAT32 ? 4 : 2))
-        for (int at = 0; at < (int)s->padded; at += DEPTH, tables += 64)
-            _mm512_storeu_si512(tables, pairs(load16(x, dtype, at, width - at),
-                                              load16(x, dtype, at + VECTOR, width - at - VECTOR)));
+    int width = (int)s->width, item = dtype == QD_FLOAT32 ? 4 : 2, some;
+    const __m512 factor = _mm512_set1_ps(ldexpf(MEAN, SHIFT - s->exponent));
+    tables -= closer(s, tokens);
+    tables = put_columns(s, columns, tables);
+    for (int m = 0; m < tokens; m += some) {
+        some = together(tokens - m);
+        for (int i = 0; i < some; i++, x = (const char *)x + stride * item) {
+            const char *later = (const char *)x + 8 * stride * item;
+            for (int b = 0; b < width * item; b += 64) _mm_prefetch(later + b, _MM_HINT_T0);
+            for (int at = 0; at < (int)s->padded; at += DEPTH) {
+                __m512 first = load16(x, dtype, at, width - at);
+                __m512 second = load16(x, dtype, at + VECTOR, width - at - VECTOR);
+                _mm512_storeu_si512(tables + (at / DEPTH * some + i) * 64,
+                                    pairs(_mm512_mul_ps(first, factor), _mm512_mul_ps(second, factor)));
+            }
+        }
+        tables += some * s->padded * 2;
+    }
     return 0;
 }
 
 /* Products ----------------------------------------------------------------------------------- */
 
-/* Sum the planes of 32 channels: [half of the rows][pair][row][channel of the pair]. What is cut off
- * beyond bfloat16 is half a unit in the mean, which `MEAN` gives back. */
-INLINE void sum_planes(const qd_segment *s, const uint8_t *unit, const float *columns,
-                       const int order, int word, int fetch, uint8_t *out) {
-    const __m512i sign = _mm512_set1_epi32((int)0x80000000);
-    const __m512i upper = _mm512_set1_epi32((int)0xffff0000);
-    const size_t plane = QD_SCALE_BYTES + s->padded * (QD_ROWS / 8);
-    for (int half = 0; half < 2; half++, out += TILE_BYTES) {
-        __m512i a[QD_MOST_ORDER], high[QD_MOST_ORDER], low[QD_MOST_ORDER];
+/* A step: 32 channels of a segment, 32 rows of weights and all tokens. */
+typedef struct {
+    const qd_segment *segment;
+    const uint8_t *unit;  /* the rows' scales and signs */
+    const uint8_t *columns; /* scales of the segment, pairs of 16-bit floats */
+    const uint8_t *x;     /* of the first token, at the segment's first channel */
+    int word;             /* steps before it in the segment */
+} step;
+
+/* The steps that are multiplied together: two tiles of weights each. */
+typedef struct {
+    _Alignas(64) uint8_t weights[2 * STEPS][TILE_BYTES];
+    step steps[STEPS];
+    int count, expanded; /* steps; parts of tiles that are there */
+} group;
+
+/* Sum the planes of 16 rows and some pairs of channels: [pair][row][channel of the pair]. A 16-bit
+ * float without its last three bits is a bfloat16, once 48 is added to its exponent and 112 to what
+ * is meant by it: 64 is added here, `SHIFT` to the inputs. A zero becomes 2^-30 of the largest sum. */
+INLINE void sum_planes(const step *s, const int order, int half, int part, uint8_t *out) {
+    const __m512i sign = _mm512_set1_epi16((short)0x8000);
+    const __m512i kept = _mm512_set1_epi16((short)0x8fff), more = _mm512_set1_epi16(0x2000);
+    const size_t padded = s->segment->padded, plane = QD_SCALE_BYTES + padded * (QD_ROWS / 8);
+    const uint8_t *columns = s->columns + (s->word * 16 + part * PAIRS) * 4;
+    const __m128i first = _mm_cvtsi32_si128(16 - PAIRS - part * PAIRS);
+    __m512i a[QD_MOST_ORDER], words[QD_MOST_ORDER];
+    UNROLL for (int k = 0; k < order; k++) {
+        const uint8_t *scales = s->unit + k * plane + half * 32;
+        const uint8_t *signs = s->unit + k * plane + QD_SCALE_BYTES + s->word * 128 + half * 64;
+        a[k] = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)scales));
+        a[k] = _mm512_or_si512(a[k], _mm512_slli_epi32(a[k], 16));
+        if (!part) _mm_prefetch((const char *)signs + AHEAD, _MM_HINT_T0);
+        words[k] = _mm512_sll_epi32(_mm512_loadu_si512(signs), first);
+    }
+    UNROLL for (int p = 0; p < PAIRS; p++) {
+        __m512h sum = _mm512_setzero_ph();
         UNROLL for (int k = 0; k < order; k++) {
-            const uint8_t *signs = unit + k * plane + QD_SCALE_BYTES + word * 128 + half * 64;
-            __m512 row = load16(unit + k * plane, QD_FLOAT16, half * VECTOR, VECTOR);
-            a[k] = _mm512_castps_si512(_mm512_mul_ps(row, _mm512_set1_ps(-MEAN)));
-            if (fetch) _mm_prefetch((const char *)signs + AHEAD, _MM_HINT_T0);
-            high[k] = _mm512_loadu_si512(signs);
-            low[k] = _mm512_slli_epi32(high[k], 16);
+            int pair;
+            memcpy(&pair, columns + k * padded * 2 + p * 4, 4);
+            __m512i bits = _mm512_slli_epi32(words[k], PAIRS - 1 - p);
+            bits = _mm512_ternarylogic_epi32(a[k], bits, sign, 0xd2); /* a bit of 0 is a minus */
+            __m512h scale = _mm512_castsi512_ph(_mm512_set1_epi32(pair));
+            sum = k ? _mm512_fmadd_ph(_mm512_castsi512_ph(bits), scale, sum)
+                    : _mm512_mul_ph(_mm512_castsi512_ph(bits), scale);
         }
-        UNROLL for (int p = 0; p < 16; p++) {
-            __m512 h = _mm512_setzero_ps(), l = h;
-            UNROLL for (int k = 0; k < order; k++) {
-                const float *c = columns + k * s->padded + word * DEPTH + p;
-                __m512i bit = _mm512_slli_epi32(high[k], 15 - p);
-                bit = _mm512_ternarylogic_epi32(a[k], bit, sign, 0x78); /* a bit of 1 is a plus */
-                h = _mm512_fmadd_ps(_mm512_castsi512_ps(bit), _mm512_set1_ps(c[16]), h);
-                bit = _mm512_slli_epi32(low[k], 15 - p);
-                bit = _mm512_ternarylogic_epi32(a[k], bit, sign, 0x78);
-                l = _mm512_fmadd_ps(_mm512_castsi512_ps(bit), _mm512_set1_ps(c[0]), l);
-            }
-            __m512i below = _mm512_srli_epi32(_mm512_castps_si512(l), 16);
-            _mm512_storeu_si512(out + p * 64,
-                                _mm512_ternarylogic_epi32(_mm512_castps_si512(h), below, upper,
-                                                          0xe4)); /* upper ? h : below */
-        }
+        __m512i bits = _mm512_srai_epi16(_mm512_castph_si512(sum), 3);
+        bits = _mm512_ternarylogic_epi32(bits, kept, more, 0xea); /* bits & kept | more */
+        _mm512_storeu_si512(out + (part * PAIRS + p) * 64, bits);
     }
 }
 
-static void expand(const qd_segment *s, const uint8_t *unit, const float *columns, int fetch,
-                   uint8_t (*out)[TILE_BYTES]) {
-    for (int w = 0; w < (int)s->padded / DEPTH; w++)
-        if (s->order == 1) sum_planes(s, unit, columns, 1, w, fetch, out[2 * w]);
-        else if (s->order == 2) sum_planes(s, unit, columns, 2, w, fetch, out[2 * w]);
-        else if (s->order == 3) sum_planes(s, unit, columns, 3, w, fetch, out[2 * w]);
-        else sum_planes(s, unit, columns, (int)s->order, w, fetch, out[2 * w]);
+/* Expand one more part of a tile of weights. */
+static void expand(group *g) {
+    int tile = g->expanded / PARTS, part = g->expanded++ % PARTS, half = tile % 2;
+    const step *s = g->steps + tile / 2;
+    int order = (int)s->segment->order;
+    if (order == 1) sum_planes(s, 1, half, part, g->weights[tile]);
+    else if (order == 2) sum_planes(s, 2, half, part, g->weights[tile]);
+    else if (order == 3) sum_planes(s, 3, half, part, g->weights[tile]);
+    else sum_planes(s, order, half, part, g->weights[tile]);
 }
 
-/* Some segments of a tile, expanded, and their inputs. */
+/* Weights of the next group are expanded between products: the processor does both at once where it
+ * sees them side by side. */
 typedef struct {
-    _Alignas(64) uint8_t weights[2 * STEPS][TILE_BYTES];
-    int steps;
-    const uint8_t *x[STEPS]; /* of the first token */
-    size_t row[STEPS];       /* bytes of a token */
-} group;
+    group *next;
+    int parts, products, due; /* of all tokens: as many parts fall among so many products */
+} meanwhile;
+
+INLINE void go_on(meanwhile *w) {
+    for (w->due += w->parts; w->due >= w->products; w->due -= w->products) expand(w->next);
+}
 
 /* Multiply 17 to 32 tokens. */
-INLINE void two_tiles(const group *g, int m, float *y) {
+INLINE void two_tiles(const group *g, int m, int some, float *y, meanwhile *w) {
     float *y1 = y + TOKENS * QD_ROWS;
     tile_load(SUM_00, y, QD_ROWS * 4);
     tile_load(SUM_01, y + VECTOR, QD_ROWS * 4);
     tile_load(SUM_10, y1, QD_ROWS * 4);
     tile_load(SUM_11, y1 + VECTOR, QD_ROWS * 4);
-    for (int i = 0; i < g->steps; i++) {
-        const uint8_t *x = g->x[i] + m * g->row[i];
-        tile_load(INPUT_0, x, g->row[i]);
+    for (int i = 0; i < g->count; i++) {
+        const step *s = g->steps + i;
+        const uint8_t *x = s->x + m * s->segment->padded * 2 + s->word * some * 64;
+        tile_load(INPUT_0, x, 64);
         tile_load(WEIGHT_0, g->weights[2 * i], 64);
         tile_dot(SUM_00, INPUT_0, WEIGHT_0);
+        go_on(w);
         tile_load(WEIGHT_1, g->weights[2 * i + 1], 64);
         tile_dot(SUM_01, INPUT_0, WEIGHT_1);
-        tile_load(INPUT_1, x + TOKENS * g->row[i], g->row[i]);
+        go_on(w);
+        tile_load(INPUT_1, x + TILE_BYTES, 64);
         tile_dot(SUM_10, INPUT_1, WEIGHT_0);
+        go_on(w);
         tile_dot(SUM_11, INPUT_1, WEIGHT_1);
+        go_on(w);
     }
     tile_store(SUM_00, y, QD_ROWS * 4);
     tile_store(SUM_01, y + VECTOR, QD_ROWS * 4);
@@ -165,22 +194,27 @@ INLINE void two_tiles(const group *g, int m, float *y) {
 
 /* Multiply up to 16 tokens. Each product waits for the last one of its sum: steps take turns with
  * two sums. */
-INLINE void one_tile(const group *g, int m, float *y) {
+INLINE void one_tile(const group *g, int m, int some, float *y, meanwhile *w) {
     _Alignas(64) float other[TOKENS * QD_ROWS];
     tile_load(SUM_00, y, QD_ROWS * 4);
     tile_load(SUM_01, y + VECTOR, QD_ROWS * 4);
     tile_zero(SUM_10);
     tile_zero(SUM_11);
-    for (int i = 0; i < g->steps; i++) {
-        tile_load(INPUT_0, g->x[i] + m * g->row[i], g->row[i]);
+    for (int i = 0; i < g->count; i++) {
+        const step *s = g->steps + i;
+        tile_load(INPUT_0, s->x + m * s->segment->padded * 2 + s->word * some * 64, 64);
         tile_load(WEIGHT_0, g->weights[2 * i], 64);
         tile_load(WEIGHT_1, g->weights[2 * i + 1], 64);
         if (i % 2) {
             tile_dot(SUM_10, INPUT_0, WEIGHT_0);
+            go_on(w);
             tile_dot(SUM_11, INPUT_0, WEIGHT_1);
+            go_on(w);
         } else {
             tile_dot(SUM_00, INPUT_0, WEIGHT_0);
+            go_on(w);
             tile_dot(SUM_01, INPUT_0, WEIGHT_1);
+            go_on(w);
         }
     }
     tile_store(SUM_00, y, QD_ROWS * 4);
@@ -191,16 +225,19 @@ INLINE void one_tile(const group *g, int m, float *y) {
         _mm512_storeu_ps(y + i, _mm512_add_ps(_mm512_loadu_ps(y + i), _mm512_loadu_ps(other + i)));
 }
 
-/* Multiply all tokens of a block; tiles that are not full have room beside the sums. */
-static void all_tokens(const group *g, int tokens, float *y) {
+/* Multiply all tokens of a block, and expand the next group; tiles that are not full have room beside
+ * the sums. */
+static void all_tokens(const group *g, group *next, int tokens, float *y) {
     _Alignas(64) float beside[2 * TOKENS * QD_ROWS];
+    int products = g->count * ((tokens + TOKENS - 1) / TOKENS) * 2;
+    meanwhile w = {next, next->count * 2 * PARTS, products, 0};
     for (int m = 0; m < tokens; m += 2 * TOKENS) {
         int left = tokens - m, full = left >= 2 * TOKENS || left == TOKENS;
         float *sums = full ? y + m * QD_ROWS : beside;
         size_t bytes = (size_t)left * QD_ROWS * sizeof(float);
         if (!full) memcpy(beside, y + m * QD_ROWS, bytes);
-        if (left > TOKENS) two_tiles(g, m, sums);
-        else one_tile(g, m, sums);
+        if (left > TOKENS) two_tiles(g, m, together(left), sums, &w);
+        else one_tile(g, m, left, sums, &w);
         if (!full) memcpy(y + m * QD_ROWS, beside, bytes);
     }
 }
@@ -219,24 +256,36 @@ static void configure(int tokens) {
     tile_configure(&c);
 }
 
-/* Expand segments from `i` on, as many as a group takes, of one tile; return the one behind them. */
-static int fill(const qd_span *span, int i, int tile, const uint8_t *weights, const uint8_t *x,
-                group *g) {
-    int end = i + GROUP < span->count ? i + GROUP : span->count;
-    g->steps = 0;
-    for (; i < end; i++) {
-        const qd_segment *s = span->segments + i;
-        size_t bytes = qd_tile_bytes(s);
-        expand(s, weights + tile * bytes, span->columns + s->channels, span->tokens <= FEW,
-               g->weights + 2 * g->steps);
-        for (uint32_t at = 0; at < s->padded; at += DEPTH, g->steps++) {
-            g->x[g->steps] = x + at * 2;
-            g->row[g->steps] = s->padded * 2;
+/* Where the groups of a span are: the segments of one, and all tiles of rows, then the next ones. */
+typedef struct {
+    const qd_span *span;
+    const uint8_t *weights, *x; /* of the first segment */
+    int first, end, tile;
+} place;
+
+/* Lay out a group, nothing of it expanded; none is left: no steps. */
+static void lay_out(place *at, group *g) {
+    const qd_span *span = at->span;
+    g->count = g->expanded = 0;
+    if (at->tile == span->tiles) {
+        for (; at->first < at->end; at->first++) {
+            const qd_segment *s = span->segments + at->first;
+            at->weights += span->tiles * qd_tile_bytes(s);
+            at->x += column_bytes(s) + (size_t)span->tokens * s->padded * 2;
         }
-        weights += span->tiles * bytes;
-        x += (size_t)s->order * span->tokens * s->padded * 4;
+        at->tile = 0;
     }
-    return end;
+    int some = span->tokens <= FEW ? 1 : GROUP;
+    at->end = at->first + some < span->count ? at->first + some : span->count;
+    const uint8_t *weights = at->weights, *x = at->x;
+    for (const qd_segment *s = span->segments + at->first; s < span->segments + at->end; s++) {
+        size_t bytes = qd_tile_bytes(s);
+        for (int word = 0; word < (int)s->padded / DEPTH; word++)
+            g->steps[g->count++] = (step){s, weights + at->tile * bytes, x, x + column_bytes(s), word};
+        weights += span->tiles * bytes;
+        x += column_bytes(s) + (size_t)span->tokens * s->padded * 2;
+    }
+    at->tile++;
 }
 
 static void multiply(const qd_span *span) {
@@ -244,19 +293,19 @@ static void multiply(const qd_span *span) {
         qd_avx512.multiply(span);
         return;
     }
-    const uint8_t *weights = span->weights, *x = span->tables;
-    group g;
+    place at = {.span = span, .weights = span->weights,
+                .x = span->tables - closer(span->segments, span->tokens)};
+    group groups[2], *now = groups, *next = groups + 1;
     configure(span->tokens);
-    for (int i = 0, end = 0; i < span->count; i = end) {
-        float *y = span->sums;
-        for (int t = 0; t < span->tiles; t++, y += span->tokens * QD_ROWS) {
-            end = fill(span, i, t, weights, x, &g);
-            all_tokens(&g, span->tokens, y);
-        }
-        for (const qd_segment *s = span->segments + i; s < span->segments + end; s++) {
-            weights += span->tiles * qd_tile_bytes(s);
-            x += (size_t)s->order * span->tokens * s->padded * 4;
-        }
+    lay_out(&at, next);
+    while (next->count) {
+        group *done = now;
+        float *y = span->sums + (at.tile - 1) * span->tokens * QD_ROWS;
+        while (next->expanded < next->count * 2 * PARTS) expand(next);
+        now = next;
+        next = done;
+        lay_out(&at, next);
+        all_tokens(now, next, span->tokens, y);
     }
     tile_release();
 }

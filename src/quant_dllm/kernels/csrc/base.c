@@ -181,17 +181,17 @@ static void multiply(const call *c, const room *r, int tokens, const uint8_t *ch
 
 static void store(const call *c, const room *r, int64_t first, int tokens, uint32_t row,
                   int tiles) {
+    uint32_t end = row + tiles * QD_ROWS;
+    if (end > c->p->out_features) end = c->p->out_features;
     for (int at = 0, n; at < tokens; at += n) {
         n = block_length(at, tokens, c->unit);
-        for (int t = 0; t < tiles; t++) {
-            uint32_t from = row + t * QD_ROWS, left = c->p->out_features - from;
-            const char *bias = c->bias ? c->bias + from * c->item : NULL;
-            for (int m = 0; m < n; m++) {
-                const float *sums = r->sums + ((size_t)at * tiles + t * n + m) * QD_ROWS;
-                size_t place = (size_t)(first + at + m) * c->p->out_features + from;
-                c->unit->store(sums, bias, left < QD_ROWS ? (int)left : QD_ROWS, c->dtype,
-                               c->y + place * c->item);
-            }
+        for (int m = 0; m < n; m++) {
+            const float *sums = r->sums + ((size_t)at * tiles + m) * QD_ROWS;
+            char *y = c->y + (size_t)(first + at + m) * c->p->out_features * c->item;
+            for (uint32_t from = row; from < end; from += QD_ROWS, sums += n * QD_ROWS)
+                c->unit->store(sums, c->bias ? c->bias + from * c->item : NULL,
+                               end - from < QD_ROWS ? (int)(end - from) : QD_ROWS, c->dtype,
+                               y + from * c->item);
         }
     }
 }

@@ -32,7 +32,7 @@ static uint32_t segments_of(uint32_t width) { return (width + QD_SEGMENT - 1) / 
 
 /* Walk over the blocks; write their segments where `out` is given. */
 static void lay_segments(qd_packed *p, const uint8_t *orders, uint32_t granule, qd_segment *out) {
-    uint32_t source = 0, scale = 0, column = 0;
+    uint32_t source = 0, scale = 0, column = 0, before = 0;
     p->segments = p->planes = 0;
     p->channels = p->tile_bytes = 0;
     for (uint32_t b = 0; b < p->blocks; b++) {
@@ -43,9 +43,11 @@ static void lay_segments(qd_packed *p, const uint8_t *orders, uint32_t granule, 
             qd_segment s = {.start = start + at, .width = rest < QD_SEGMENT ? rest : QD_SEGMENT,
                             .order = order, .plane = p->planes, .source = source + at / 8,
                             .source_step = packed_width(width), .column = column + at,
-                            .column_step = width, .scale = scale, .channels = p->channels};
+                            .column_step = width, .scale = scale, .before = before,
+                            .channels = p->channels};
             s.padded = (s.width + granule - 1) / granule * granule;
             if (out) out[p->segments] = s;
+            before += s.padded;
             p->segments++;
             p->planes += order;
             p->channels += (uint64_t)order * s.padded;
@@ -177,15 +179,49 @@ static void move_chunk(const qd_packed *p, uint32_t chunk, const qd_neutral *n, 
     }
 }
 
+/* Row scales of a neutral row. */
+static size_t scales_of(const qd_packed *p) {
+    const qd_segment *last = qd_segments(p) + p->segments - 1;
+    return last->scale + last->order;
+}
+
 static void move_all(const qd_packed *p, const qd_neutral *n, int threads, int back) {
     const qd_segment *last = qd_segments(p) + p->segments - 1;
     size_t bytes = last->source - (last->start % p->block_size) / 8
                  + (size_t)last->order * last->source_step;
-    size_t scales = last->scale + last->order;
+    size_t scales = scales_of(p);
     uint32_t span = p->chunk_tiles * QD_ROWS, chunks = (p->out_features + span - 1) / span;
     (void)threads;
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (uint32_t c = 0; c < chunks; c++) move_chunk(p, c, n, bytes, scales, back);
+}
+
+/* Say by which power of two the planes of a segment fill the range of 16-bit floats. */
+static int exponent_of(const qd_segment *s, const float *columns, float largest_row) {
+    float largest = 0;
+    int row, column, order = 0;
+    for (uint32_t j = 0; j < s->order * s->padded; j++)
+        if (fabsf(columns[j]) > largest) largest = fabsf(columns[j]);
+    frexpf(fminf(largest, 65504), &column);
+    frexpf(fminf(largest_row, 65504), &row);
+    while ((1u << order) < s->order) order++;
+    int sums = 15 - row - column - order;
+    return sums < 14 - column ? sums : 14 - column;
+}
+
+/* Find the largest row scale of each segment, and the exponent that follows. */
+static void find_exponents(qd_packed *p, const qd_neutral *n, size_t scales) {
+    qd_segment *segments = (qd_segment *)(p + 1);
+    const float *columns = (const float *)((const uint8_t *)p + p->columns);
+    const uint16_t *row_scales = n->row_scales;
+    for (uint32_t row = 0; row < p->out_features; row++, row_scales += scales)
+        for (qd_segment *s = segments; s < segments + p->segments; s++)
+            for (uint32_t k = 0; k < s->order; k++) { /* without its sign a half compares as a number */
+                int half = row_scales[s->scale + k] & 0x7fff;
+                if (half > s->exponent) s->exponent = half;
+            }
+    for (qd_segment *s = segments; s < segments + p->segments; s++)
+        s->exponent = exponent_of(s, columns + s->channels, qd_half_to_float((uint16_t)s->exponent));
 }
 
 void qd_fill(qd_packed *p, const qd_neutral *n, int threads) {
@@ -200,6 +236,7 @@ void qd_fill(qd_packed *p, const qd_neutral *n, int threads) {
                 columns[s->channels + k * s->padded + j] =
                     qd_half_to_float(n->column_scales[s->column + k * s->column_step + j]);
     }
+    find_exponents(p, n, scales_of(p));
     move_all(p, n, threads, 0);
 }
 

@@ -23,7 +23,7 @@
 #define QD_MAGIC 0x4c4c4451u /* "QDLL" */
 #define QD_ROWS 32           /* rows of a tile */
 #define QD_SEGMENT 128       /* channels of a segment, at most */
-#define QD_CHUNK 8           /* tiles of a chunk, at most */
+#define QD_CHUNK 16           /* tiles of a chunk, at most */
 #define QD_MOST_ORDER 8      /* planes of a block, at most */
 #define QD_TOLERANCE 0.0095f  /* relative error of a segment above which low digits are added */
 #define QD_SCALE_BYTES 64    /* row scales of a tile and plane: 32 float16 */
@@ -54,6 +54,8 @@ typedef struct {
     uint32_t column;       /* column scales of the blocks before it */
     uint32_t column_step;
     uint32_t scale;        /* row scales of the blocks before it */
+    uint32_t before;       /* sum of padded of the segments before it */
+    int32_t exponent;      /* of two: times it, sums of planes are under 2^15, column scales 2^14 */
     uint64_t channels;     /* sum of order * padded of the segments before it */
 } qd_segment;
 
