@@ -1,15 +1,15 @@
 /* AMX: products of 16 tokens with 16 rows, over 32 channels in bfloat16, summed in float32.
  *
- * The planes of a tile of rows are summed up in registers, in 16-bit floats, once for all tokens of a
- * block, and their sums written as the tiles of a dense weight in bfloat16, which stay in the first two
- * caches: those of the next two segments, while the tiles of the last two are multiplied. Few tokens
- * do not pay for that: they go to the AVX-512 unit, whose layout this is.
+ * The planes of a tile of rows are summed up in registers, in 16-bit floats, once for all tokens of
+ * a block, and their sums written as the tiles of a dense weight in bfloat16, which stay in the
+ * first two caches: those of the next segments, while the tiles of the last ones are multiplied.
+ * Few tokens do not pay for that: they go to the AVX-512 unit, whose layout this is.
  *
  * A pair of a tile is (channel c, channel c + 16) of 32: then the sign bits of both are in the same
  * place of the two halves of a word.
  *
- * "Tables": column scales, pairs of 16-bit floats; then inputs, [32 tokens, or those left][32 channels]
- * [token] of bfloat16 in that order: a tile is 1 KB in a row. The segments of a block of tokens lie close
+ * "Tables": column scales, pairs of 16-bit floats; then inputs in bfloat16, [32 tokens, or those
+ * left][32 channels][token]: a tile is 1 KB in a row. The segments of a block of tokens lie close
  * together; there is no low digit.
  */
 #include <string.h>
@@ -23,11 +23,11 @@
 #define PAIRS 8               /* of a tile's 16, that are expanded in one go */
 #define PARTS (16 / PAIRS)
 #define GROUP 2               /* segments that are expanded together, at most */
-#define FEW 64                /* tokens up to which one is: its tiles leave room in the first cache */
+#define FEW 64                /* tokens up to which one is: it leaves room in the first cache */
 #define STEPS (GROUP * QD_SEGMENT / DEPTH)
-#define AHEAD 1536            /* bytes that the weights are fetched ahead where memory is waited for */
+#define AHEAD 1536            /* bytes that the weights are fetched ahead */
 #define SHIFT 48              /* exponent that `sum_planes` leaves to the inputs */
-#define MEAN 1.00123f         /* mean of a 16-bit float over what is left without its last three bits */
+#define MEAN 1.00123f         /* mean of a 16-bit float over it without its last three bits */
 
 /* Tiles: sums of two times 16 tokens and the two halves of the rows, inputs, weights. */
 enum { SUM_00, SUM_01, SUM_10, SUM_11, INPUT_0, INPUT_1, WEIGHT_0, WEIGHT_1 };
@@ -38,8 +38,8 @@ INLINE __m512i pairs(__m512 low, __m512 high) {
     return _mm512_or_si512(_mm512_srli_epi32(upper_bfloat16(low), 16), upper_bfloat16(high));
 }
 
-/* Inputs take two bytes a channel where tables, which leave the room, take four a plane: count the bytes
- * that a segment's begin before its tables. */
+/* Inputs take two bytes a channel where tables, which leave the room, take four a plane: count the
+ * bytes that a segment's begin before its tables. */
 static size_t closer(const qd_segment *s, int tokens) {
     return tokens * (s->channels * 4 - s->before * 2) - s->channels * 2;
 }
@@ -77,10 +77,10 @@ static int tables(const qd_segment *s, const float *columns, const void *x, enum
             const char *later = (const char *)x + 8 * stride * item;
             for (int b = 0; b < width * item; b += 64) _mm_prefetch(later + b, _MM_HINT_T0);
             for (int at = 0; at < (int)s->padded; at += DEPTH) {
-                __m512 first = load16(x, dtype, at, width - at);
-                __m512 second = load16(x, dtype, at + VECTOR, width - at - VECTOR);
+                __m512 low = load16(x, dtype, at, width - at);
+                __m512 high = load16(x, dtype, at + VECTOR, width - at - VECTOR);
                 _mm512_storeu_si512(tables + (at / DEPTH * some + i) * 64,
-                                    pairs(_mm512_mul_ps(first, factor), _mm512_mul_ps(second, factor)));
+                                    pairs(_mm512_mul_ps(low, factor), _mm512_mul_ps(high, factor)));
             }
         }
         tables += some * s->padded * 2;
@@ -93,10 +93,10 @@ static int tables(const qd_segment *s, const float *columns, const void *x, enum
 /* A step: 32 channels of a segment, 32 rows of weights and all tokens. */
 typedef struct {
     const qd_segment *segment;
-    const uint8_t *unit;  /* the rows' scales and signs */
+    const uint8_t *unit;    /* the rows' scales and signs */
     const uint8_t *columns; /* scales of the segment, pairs of 16-bit floats */
-    const uint8_t *x;     /* of the first token, at the segment's first channel */
-    int word;             /* steps before it in the segment */
+    const uint8_t *x;       /* of the first token, at the segment's first channel */
+    int word;               /* steps before it in the segment */
 } step;
 
 /* The steps that are multiplied together: two tiles of weights each. */
@@ -107,8 +107,8 @@ typedef struct {
 } group;
 
 /* Sum the planes of 16 rows and some pairs of channels: [pair][row][channel of the pair]. A 16-bit
- * float without its last three bits is a bfloat16, once 48 is added to its exponent and 112 to what
- * is meant by it: 64 is added here, `SHIFT` to the inputs. A zero becomes 2^-30 of the largest sum. */
+ * float without its last three bits is a bfloat16 whose exponent is 112 too small: 64 is added
+ * here, `SHIFT` to the inputs. A zero becomes 2^-30 of the largest sum. */
 INLINE void sum_planes(const step *s, const int order, int half, int part, uint8_t *out) {
     const __m512i sign = _mm512_set1_epi16((short)0x8000);
     const __m512i kept = _mm512_set1_epi16((short)0x8fff), more = _mm512_set1_epi16(0x2000);
@@ -225,8 +225,8 @@ INLINE void one_tile(const group *g, int m, int some, float *y, meanwhile *w) {
         _mm512_storeu_ps(y + i, _mm512_add_ps(_mm512_loadu_ps(y + i), _mm512_loadu_ps(other + i)));
 }
 
-/* Multiply all tokens of a block, and expand the next group; tiles that are not full have room beside
- * the sums. */
+/* Multiply all tokens of a block, and expand the next group; tiles that are not full have room
+ * beside the sums. */
 static void all_tokens(const group *g, group *next, int tokens, float *y) {
     _Alignas(64) float beside[2 * TOKENS * QD_ROWS];
     int products = g->count * ((tokens + TOKENS - 1) / TOKENS) * 2;
@@ -256,7 +256,7 @@ static void configure(int tokens) {
     tile_configure(&c);
 }
 
-/* Where the groups of a span are: the segments of one, and all tiles of rows, then the next ones. */
+/* Where the groups of a span are: some segments of all tiles of rows, then the next ones. */
 typedef struct {
     const qd_span *span;
     const uint8_t *weights, *x; /* of the first segment */
@@ -281,7 +281,8 @@ static void lay_out(place *at, group *g) {
     for (const qd_segment *s = span->segments + at->first; s < span->segments + at->end; s++) {
         size_t bytes = qd_tile_bytes(s);
         for (int word = 0; word < (int)s->padded / DEPTH; word++)
-            g->steps[g->count++] = (step){s, weights + at->tile * bytes, x, x + column_bytes(s), word};
+            g->steps[g->count++] =
+                (step){s, weights + at->tile * bytes, x, x + column_bytes(s), word};
         weights += span->tiles * bytes;
         x += column_bytes(s) + (size_t)span->tokens * s->padded * 2;
     }

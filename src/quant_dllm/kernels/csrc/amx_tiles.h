@@ -1,5 +1,4 @@
-/* The instructions on matrix tiles, and whether this processor and its system have them. The compiler
- * need not know them: tiles are no variables. */
+/* The instructions on matrix tiles, and whether this processor and its system have them. */
 #ifndef QDLLM_AMX_TILES_H
 #define QDLLM_AMX_TILES_H
 

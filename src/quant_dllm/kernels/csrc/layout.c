@@ -216,12 +216,13 @@ static void find_exponents(qd_packed *p, const qd_neutral *n, size_t scales) {
     const uint16_t *row_scales = n->row_scales;
     for (uint32_t row = 0; row < p->out_features; row++, row_scales += scales)
         for (qd_segment *s = segments; s < segments + p->segments; s++)
-            for (uint32_t k = 0; k < s->order; k++) { /* without its sign a half compares as a number */
+            for (uint32_t k = 0; k < s->order; k++) { /* halves without sign compare as numbers */
                 int half = row_scales[s->scale + k] & 0x7fff;
                 if (half > s->exponent) s->exponent = half;
             }
     for (qd_segment *s = segments; s < segments + p->segments; s++)
-        s->exponent = exponent_of(s, columns + s->channels, qd_half_to_float((uint16_t)s->exponent));
+        s->exponent =
+            exponent_of(s, columns + s->channels, qd_half_to_float((uint16_t)s->exponent));
 }
 
 void qd_fill(qd_packed *p, const qd_neutral *n, int threads) {
