@@ -23,8 +23,9 @@ AVX512 = (
     "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vbmi", "-mavx512vnni", *AVX2,
     "-mprefer-vector-width=512",
 )  # fmt: skip
+AMX = (*AVX512, "-mavx512fp16", "-mamx-tile", "-mamx-bf16")
 UNITS: dict[str, Units] = {
-    "x86_64": {"avx2": AVX2, "avx512": AVX512, "amx": (*AVX512, "-mavx512fp16", "-mamx-tile", "-mamx-bf16")},
+    "x86_64": {"avx2": AVX2, "avx512": AVX512, "amx": AMX},
     "aarch64": {"neon": ()},
 }  # fmt: skip
 """Flags of each unit, by machine; ``lacks()`` of a unit asks the processor for every one."""
