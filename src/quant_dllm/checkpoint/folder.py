@@ -70,16 +70,15 @@ class Folder:
             names = sorted(set(_file_names(index, homes)))
         missing = [name for name in names if not (self.path / name).is_file()]
         if missing or not names:
-            pickled = next((p.name for p in self.path.glob("*.bin")), None)
+            advice = "Copy or download the folder again."
+            if pickles := sorted(p.name for p in self.path.glob("*.bin")):
+                advice = (
+                    f"{pickles[0]} is a pickle, which can run code and is never read: "
+                    "convert it to safetensors."
+                )
             raise ModelError(
                 f"{self.path} lacks {', '.join(missing[:3]) or 'weights'}; model.safetensors or "
-                "every shard of its index is wanted. "
-                + (
-                    f"{pickled} is a pickle, which can run code and is never read: convert it to "
-                    "safetensors."
-                    if pickled
-                    else "Copy or download the folder again."
-                )
+                f"every shard of its index is wanted. {advice}"
             )
         return [self.path / name for name in names]
 

@@ -6,7 +6,7 @@
  *     segment   up to 128 neighbouring input channels of one block: what one table scale covers
  *     quad      4 neighbouring input channels; the 4 sign bits of a row are one nibble
  *     tile      32 neighbouring output channels ("rows")
- *     chunk     up to 8 tiles: what one thread works on at a time
+ *     chunk     up to 16 tiles: what one thread works on at a time
  *     table     for one token and quad, the 16 sums +-v0 +-v1 +-v2 +-v3 of v = c_k * x, as bytes
  *     digit     a byte of a table entry: the high one, and the low one where it is wanted
  *     unit      the code for one instruction set; no function is shared between two units, since a
