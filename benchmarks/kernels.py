@@ -9,7 +9,9 @@
 the same ones give, limit it: ``ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16`` beside ``avx512``.
 
 Kernels take turns within one run, five calls a turn: in a model the calls of one kernel follow each
-other. Weights are cold: each call takes another copy, and the copies fill 192 MB and more. One
+other. Weights are cold: each call takes another copy, and the copies fill 192 MB and more, all of
+them read once before and in large pages, torch's too: in small ones the state of the machine's
+memory decides, up to 4 times at one token. One
 thread is timed by the processor time of the thread, which another job does not change much; two by
 the clock, without the calls that the system interrupted. Exit status 1: a must is missed.
 """
@@ -33,7 +35,7 @@ import torch.nn.functional as F
 import ceiling
 import kernel_tables
 import records
-from quant_dllm.kernels import native
+from quant_dllm.kernels import native, pages
 from quant_dllm.weights.random import random_weight
 
 SHAPES = ((4096, 4096), (4096, 12288), (12288, 4096))  # in, out
@@ -68,7 +70,7 @@ def packed(inputs: int, out: int, order: int, precise: bool = False) -> Kernel:
     """Pack a random weight, as often as it takes to fill the caches."""
     weight = random_weight(out, inputs, 128, [order] * (inputs // 128))
     first = native.prepare(weight, precise)
-    copies = [first.packed.clone() for _ in range(-(-COLD // first.nbytes))]
+    copies = [pages.room(first.nbytes).copy_(first.packed) for _ in range(-(-COLD // first.nbytes))]
     facts = [out, first.unit, int(precise)]
     name = f"{unit()}{'-precise' if precise else ''}"
     calls = [partial(_operator, copy, facts) for copy in copies]
@@ -82,7 +84,10 @@ def _operator(copy: torch.Tensor, facts: list[int], x: torch.Tensor) -> torch.Te
 def dense(inputs: int, out: int, dtype: torch.dtype) -> Kernel:
     """Make the weight that torch multiplies by, in its own dtype."""
     weight = torch.randn(out, inputs).to(dtype)
-    copies = [weight.clone() for _ in range(max(2, -(-COLD // weight.nbytes)))]
+    copies = [
+        pages.room(weight.nbytes).view(dtype).view(out, inputs).copy_(weight)
+        for _ in range(max(2, -(-COLD // weight.nbytes)))
+    ]
     name = f"torch {str(dtype).removeprefix('torch.')}"
     return Kernel(name, 0, [lambda x, w=w, dtype=dtype: F.linear(x.to(dtype), w) for w in copies])
 
@@ -112,16 +117,26 @@ def _interruptions() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
+def read_all(kernels: list[Kernel], inputs: int) -> None:
+    """Read all copies in turns, so that none is newer in a cache for being made last."""
+    x = torch.randn(1, inputs, dtype=torch.bfloat16)
+    for i in range(max(len(kernel.calls) for kernel in kernels)):
+        for kernel in kernels:
+            kernel.calls[i % len(kernel.calls)](x)
+
+
 def cases(quick: bool) -> Iterator[tuple[int, int, int, list[Kernel]]]:
     """Yield threads, shape and kernels; copies of one shape at a time are in memory."""
     both = (torch.bfloat16, torch.float32)
     for inputs, out in SHAPES[:1] if quick else SHAPES:
         kernels = [packed(inputs, out, 2), *(dense(inputs, out, dtype) for dtype in both)]
+        read_all(kernels, inputs)
         for threads in (1,) if quick else (1, 2):
             yield threads, inputs, out, kernels
     if not quick:
         others = [packed(4096, 4096, 1), packed(4096, 4096, 3), packed(4096, 4096, 2, True)]
         for kernel in others:
+            read_all([kernel], 4096)
             yield 1, 4096, 4096, [kernel]
 
 

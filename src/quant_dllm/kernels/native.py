@@ -18,6 +18,7 @@ from torch import Tensor
 from quant_dllm.errors import RequestError, hint
 from quant_dllm.kernels import compile as compiler
 from quant_dllm.kernels.operator import OPERATOR
+from quant_dllm.kernels.pages import mapped, room
 from quant_dllm.weights.base import QuantizedWeight
 from quant_dllm.weights.binary import BinaryWeight, SignPlanes
 
@@ -106,7 +107,7 @@ def prepare(weight: QuantizedWeight, precise: bool = False) -> NativeWeight:
     sizes = (len(weight.orders), weight.in_features, weight.out_features, weight.block_size)
     count = library().qd_packed_bytes(unit(), tensors[3].data_ptr(), *sizes)
     _check(-min(count, 0))
-    packed = torch.empty(count, dtype=torch.uint8)
+    packed = room(count)
     pointers = [tensor.data_ptr() for tensor in tensors]
     _check(
         library().qd_pack(
@@ -144,18 +145,19 @@ def multiply(
     if bias is not None:
         bias = bias.to(x.dtype).contiguous()
     call, threads = library().qd_linear, torch.get_num_threads()
-    room = getattr(_workspace, "room", None)
+    place = getattr(_workspace, "place", None)
     while True:
         error = call(
             packed[0].data_ptr(), which, x.data_ptr(), None if bias is None else bias.data_ptr(),
             y.data_ptr(), x.numel() // x.shape[-1], DTYPES[x.dtype], precise,
-            0 if room is None else room.data_ptr(), 0 if room is None else room.numel(), threads,
+            0 if place is None else place.data_ptr(), 0 if place is None else place.numel(),
+            threads,
         )  # fmt: skip
         if error != SMALL_BUFFER:
             break
         tokens = x.numel() // x.shape[-1]
         wanted = library().qd_workspace(packed[0].data_ptr(), which, tokens, threads)
-        room = _workspace.room = torch.empty(wanted, dtype=torch.uint8)
+        place = _workspace.place = mapped(wanted)
     _check(error)
     return y
 

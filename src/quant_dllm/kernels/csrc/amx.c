@@ -2,7 +2,7 @@
  *
  * The planes of a tile of rows are summed up in registers, in 16-bit floats, once for all tokens of
  * a block, and their sums written as the tiles of a dense weight in bfloat16, which stay in the
- * first two caches: those of the next segments, while the tiles of the last ones are multiplied.
+ * first cache while all tokens pass over them.
  * Few tokens do not pay for that: they go to the AVX-512 unit, whose layout this is.
  *
  * A pair of a tile is (channel c, channel c + 16) of 32: then the sign bits of both are in the same
@@ -17,7 +17,7 @@
 #include "amx_planes.h"
 #include "amx_tiles.h"
 
-#define LEAST 12              /* tokens that pay for dense tiles */
+#define LEAST 16              /* tokens that pay for dense tiles */
 #define TOKENS 16             /* of a tile */
 #define FEW 64                /* tokens up to which one is: it leaves room in the first cache */
 #define SHIFT 48              /* exponent that `sum_planes` leaves to the inputs */
@@ -84,39 +84,28 @@ static int tables(const qd_segment *s, const float *columns, const void *x, enum
 
 /* Products ----------------------------------------------------------------------------------- */
 
-/* Weights of the next group are expanded between products: the processor does both at once where it
- * sees them side by side. */
-typedef struct {
-    group *next;
-    int parts, products, due; /* of all tokens: as many parts fall among so many products */
-} meanwhile;
-
-INLINE void go_on(meanwhile *w) {
-    for (w->due += w->parts; w->due >= w->products; w->due -= w->products) expand(w->next);
+/* Inputs of `some` tokens from token m on. */
+INLINE const uint8_t *inputs_at(const step *s, int m, int some) {
+    return s->x + (size_t)m * s->padded * 2 + s->word * some * 64;
 }
 
 /* Multiply 17 to 32 tokens. */
-INLINE void two_tiles(const group *g, int m, int some, float *y, meanwhile *w) {
+INLINE void two_tiles(const strip *p, int m, int some, float *y) {
     float *y1 = y + TOKENS * QD_ROWS;
     tile_load(SUM_00, y, QD_ROWS * 4);
     tile_load(SUM_01, y + VECTOR, QD_ROWS * 4);
     tile_load(SUM_10, y1, QD_ROWS * 4);
     tile_load(SUM_11, y1 + VECTOR, QD_ROWS * 4);
-    for (int i = 0; i < g->count; i++) {
-        const step *s = g->steps + i;
-        const uint8_t *x = s->x + m * s->segment->padded * 2 + s->word * some * 64;
+    for (int i = 0; i < p->count; i++) {
+        const uint8_t *x = inputs_at(p->steps + i, m, some);
         tile_load(INPUT_0, x, 64);
-        tile_load(WEIGHT_0, g->weights[2 * i], 64);
+        tile_load(WEIGHT_0, p->weights[2 * i], 64);
         tile_dot(SUM_00, INPUT_0, WEIGHT_0);
-        go_on(w);
-        tile_load(WEIGHT_1, g->weights[2 * i + 1], 64);
+        tile_load(WEIGHT_1, p->weights[2 * i + 1], 64);
         tile_dot(SUM_01, INPUT_0, WEIGHT_1);
-        go_on(w);
         tile_load(INPUT_1, x + TILE_BYTES, 64);
         tile_dot(SUM_10, INPUT_1, WEIGHT_0);
-        go_on(w);
         tile_dot(SUM_11, INPUT_1, WEIGHT_1);
-        go_on(w);
     }
     tile_store(SUM_00, y, QD_ROWS * 4);
     tile_store(SUM_01, y + VECTOR, QD_ROWS * 4);
@@ -126,28 +115,23 @@ INLINE void two_tiles(const group *g, int m, int some, float *y, meanwhile *w) {
 
 /* Multiply up to 16 tokens. Each product waits for the last one of its sum: steps take turns with
  * two sums. */
-INLINE void one_tile(const group *g, int m, int some, float *y, meanwhile *w) {
+INLINE void one_tile(const strip *p, int m, int some, float *y) {
     _Alignas(64) float other[TOKENS * QD_ROWS];
     tile_load(SUM_00, y, QD_ROWS * 4);
     tile_load(SUM_01, y + VECTOR, QD_ROWS * 4);
     tile_zero(SUM_10);
     tile_zero(SUM_11);
-    for (int i = 0; i < g->count; i++) {
-        const step *s = g->steps + i;
-        tile_load(INPUT_0, s->x + m * s->segment->padded * 2 + s->word * some * 64, 64);
-        tile_load(WEIGHT_0, g->weights[2 * i], 64);
-        tile_load(WEIGHT_1, g->weights[2 * i + 1], 64);
+    for (int i = 0; i < p->count; i++) {
+        tile_load(INPUT_0, inputs_at(p->steps + i, m, some), 64);
+        tile_load(WEIGHT_0, p->weights[2 * i], 64);
+        tile_load(WEIGHT_1, p->weights[2 * i + 1], 64);
         if (i % 2) {
             tile_dot(SUM_10, INPUT_0, WEIGHT_0);
-            go_on(w);
-            tile_dot(SUM_11, INPUT_0, WEIGHT_1);
-            go_on(w);
-        } else {
+                tile_dot(SUM_11, INPUT_0, WEIGHT_1);
+            } else {
             tile_dot(SUM_00, INPUT_0, WEIGHT_0);
-            go_on(w);
-            tile_dot(SUM_01, INPUT_0, WEIGHT_1);
-            go_on(w);
-        }
+                tile_dot(SUM_01, INPUT_0, WEIGHT_1);
+            }
     }
     tile_store(SUM_00, y, QD_ROWS * 4);
     tile_store(SUM_01, y + VECTOR, QD_ROWS * 4);
@@ -157,19 +141,16 @@ INLINE void one_tile(const group *g, int m, int some, float *y, meanwhile *w) {
         _mm512_storeu_ps(y + i, _mm512_add_ps(_mm512_loadu_ps(y + i), _mm512_loadu_ps(other + i)));
 }
 
-/* Multiply all tokens of a block, and expand the next group; tiles that are not full have room
- * beside the sums. */
-static void all_tokens(const group *g, group *next, int tokens, float *y) {
+/* Multiply all tokens of a block; tiles that are not full have room beside the sums. */
+static void all_tokens(const strip *p, int tokens, float *y) {
     _Alignas(64) float beside[2 * TOKENS * QD_ROWS];
-    int products = g->count * ((tokens + TOKENS - 1) / TOKENS) * 2;
-    meanwhile w = {next, next->count * 2 * PARTS, products, 0};
     for (int m = 0; m < tokens; m += 2 * TOKENS) {
         int left = tokens - m, full = left >= 2 * TOKENS || left == TOKENS;
         float *sums = full ? y + m * QD_ROWS : beside;
         size_t bytes = (size_t)left * QD_ROWS * sizeof(float);
         if (!full) memcpy(beside, y + m * QD_ROWS, bytes);
-        if (left > TOKENS) two_tiles(g, m, together(left), sums, &w);
-        else one_tile(g, m, left, sums, &w);
+        if (left > TOKENS) two_tiles(p, m, together(left), sums);
+        else one_tile(p, m, left, sums);
         if (!full) memcpy(y + m * QD_ROWS, beside, bytes);
     }
 }
@@ -188,37 +169,30 @@ static void configure(int tokens) {
     tile_configure(&c);
 }
 
-/* Where the groups of a span are: some segments of all tiles of rows, then the next ones. */
+/* Where the strips of a span are: some segments each. */
 typedef struct {
     const qd_span *span;
-    const uint8_t *weights, *x; /* of the first segment */
-    int first, end, tile;
+    const uint8_t *weights, *x; /* of the first segment that is left */
+    int first;
 } place;
 
-/* Lay out a group, nothing of it expanded; none is left: no steps. */
-static void lay_out(place *at, group *g) {
+/* Lay out the next strip; return its steps. */
+static int lay_out(place *at, strip *to) {
     const qd_span *span = at->span;
-    g->count = g->expanded = 0;
-    if (at->tile == span->tiles) {
-        for (; at->first < at->end; at->first++) {
-            const qd_segment *s = span->segments + at->first;
-            at->weights += span->tiles * qd_tile_bytes(s);
-            at->x += column_bytes(s) + (size_t)span->tokens * s->padded * 2;
-        }
-        at->tile = 0;
-    }
-    int some = span->tokens <= FEW ? 1 : GROUP;
-    at->end = at->first + some < span->count ? at->first + some : span->count;
-    const uint8_t *weights = at->weights, *x = at->x;
-    for (const qd_segment *s = span->segments + at->first; s < span->segments + at->end; s++) {
+    int most = span->tokens <= FEW ? 1 : GROUP, some = 0;
+    to->count = 0;
+    for (; some < most && at->first < span->count; some++, at->first++) {
+        const qd_segment *s = span->segments + at->first;
         size_t bytes = qd_tile_bytes(s);
         for (int word = 0; word < (int)s->padded / DEPTH; word++)
-            g->steps[g->count++] =
-                (step){s, weights + at->tile * bytes, x, x + column_bytes(s), word};
-        weights += span->tiles * bytes;
-        x += column_bytes(s) + (size_t)span->tokens * s->padded * 2;
+            to->steps[to->count++] = (step){
+                .unit = at->weights, .columns = at->x + word * 64, .x = at->x + column_bytes(s),
+                .bytes = bytes, .plane = bytes / s->order, .order = (int)s->order,
+                .padded = (int)s->padded, .word = word};
+        at->weights += span->tiles * bytes;
+        at->x += column_bytes(s) + (size_t)span->tokens * s->padded * 2;
     }
-    at->tile++;
+    return to->count;
 }
 
 static void multiply(const qd_span *span) {
@@ -228,18 +202,13 @@ static void multiply(const qd_span *span) {
     }
     place at = {.span = span, .weights = span->weights,
                 .x = span->tables - closer(span->segments, span->tokens)};
-    group groups[2], *now = groups, *next = groups + 1;
+    strip now;
     configure(span->tokens);
-    lay_out(&at, next);
-    while (next->count) {
-        group *done = now;
-        float *y = span->sums + (at.tile - 1) * span->tokens * QD_ROWS;
-        while (next->expanded < next->count * 2 * PARTS) expand(next);
-        now = next;
-        next = done;
-        lay_out(&at, next);
-        all_tokens(now, next, span->tokens, y);
-    }
+    while (lay_out(&at, &now))
+        for (int tile = 0; tile < span->tiles; tile++) {
+            expand(&now, tile);
+            all_tokens(&now, span->tokens, span->sums + tile * span->tokens * QD_ROWS);
+        }
     tile_release();
 }
 

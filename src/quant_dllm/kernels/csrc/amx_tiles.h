@@ -22,23 +22,31 @@
 
 long syscall(long number, ...); /* unistd.h hides it from the C standard */
 
-/* Ask the system for the tiles' registers, once. */
+/* Ask the system for the tiles' registers. */
 static const char *registers(void) {
-    static int granted = -1;
 #ifdef SYS_arch_prctl
     const int ask = 0x1023, tile_data = 18; /* ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA */
-    if (granted < 0) granted = syscall(SYS_arch_prctl, ask, tile_data) == 0;
+    if (syscall(SYS_arch_prctl, ask, tile_data) == 0) return NULL;
 #endif
-    return granted > 0 ? NULL : "AMX registers, which the system does not grant";
+    return "AMX registers, which the system does not grant";
 }
 
-static const char *lacks(void) {
+static const char *look(void) {
     unsigned a, b, c, d;
     const char *lack = qd_avx512.lacks();
     if (lack) return lack;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 24 & 1)) return "AMX-TILE";
     if (!(d >> 23 & 1)) return "AVX512-FP16";
     return d >> 22 & 1 ? registers() : "AMX-BF16";
+}
+
+/* Every call asks, and a virtual machine takes 10 us to answer. */
+static const char *lacks(void) {
+    static const char *lack;
+    static int known;
+    if (!known) lack = look();
+    known = 1;
+    return lack;
 }
 #else
 static const char *lacks(void) { return NULL; }

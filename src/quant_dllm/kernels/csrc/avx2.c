@@ -16,7 +16,7 @@
 #define UNROLL _Pragma("GCC unroll 16")
 #define QUADS (QD_SEGMENT / 4)
 #define HOLD(sum) __asm__("" : "+x"(sum)) /* GCC 12 would reorder the sum and spill half of them */
-#define AHEAD 4096 /* bytes that the weights are fetched ahead where memory is waited for */
+#define AHEAD 2048 /* bytes that the weights are fetched ahead */
 
 static const char *lacks(void) {
     __builtin_cpu_init();
@@ -303,9 +303,8 @@ INLINE void multiply_for(const qd_span *span, const int tokens) {
         size_t bytes = qd_tile_bytes(s), planes = (size_t)s->order * tokens;
         float *sums = span->sums;
         for (int t = 0; t < span->tiles; t++, unit += bytes, sums += tokens * QD_ROWS) {
-            if (tokens < 4)
-                for (size_t at = 0; at < bytes; at += 64)
-                    _mm_prefetch((const char *)unit + AHEAD + at, _MM_HINT_T0);
+            for (size_t at = 0; at < bytes; at += 64)
+                _mm_prefetch((const char *)unit + AHEAD + at, _MM_HINT_T0);
             multiply_tile(s, unit, table, span->low, span->has_low[i], scale, tokens, sums);
         }
         table += planes * s->padded * 4;

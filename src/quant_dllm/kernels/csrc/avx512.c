@@ -13,7 +13,9 @@
 #include "avx512.h"
 
 #define QUADS (QD_SEGMENT / 4)
-#define AHEAD 1536 /* bytes that the weights are fetched ahead where memory is waited for */
+/* Bytes that the weights are fetched ahead: few tokens wait for memory, more of them for the second
+ * cache, and take longer over what they have. */
+#define AHEAD(tokens) ((tokens) < 8 ? 1536 : 4096)
 
 /* Look 16 rows up in four tables and add them to their sums. Made of intrinsics, GCC 12 copies the
  * sum and stores and loads the index at every step. */
@@ -209,7 +211,7 @@ INLINE void look_up(const uint8_t *signs, const uint8_t *table, int steps, const
     for (int step = 0; step < steps; step += 2, signs += 128, table += tokens * 128) {
         __m512i even[2], odd[2];
         UNROLL for (int r = 0; r < vectors; r++) {
-            if (tokens < 8) _mm_prefetch((const char *)signs + AHEAD + r * 64, _MM_HINT_T0);
+            _mm_prefetch((const char *)signs + AHEAD(tokens) + r * 64, _MM_HINT_T0);
             __m512i both = _mm512_loadu_si512(signs + r * 64);
             even[r] = _mm512_ternarylogic_epi32(both, nibble, quad, 0xea);
             both = _mm512_srli_epi16(both, 4);

@@ -10,7 +10,7 @@
 #define THREAD 0
 #endif
 
-#define TILE 64                   /* tokens whose tables are built together, a thread, at least */
+#define TILE 32                   /* tokens whose tables are built together, a thread, at least */
 #define SHARED_TILE 128           /* the same where all threads share the tables */
 #define PANEL_BYTES (192 << 10)   /* weights of a chunk that stay in a second-level cache */
 #define WORK_OF_A_THREAD 1000000  /* plane-products that are worth waking a thread for */
