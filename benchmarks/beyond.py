@@ -12,6 +12,7 @@ from quant_dllm.evaluation.compare import read_records
 from quant_dllm.report.table import RATIOS, Row, Spread, markdown, rows
 
 DEFAULT, UNTUNED = "quant-dllm-2bit", "quant-dllm-2bit-untuned"
+RUNG = "ladder-4-budget"  # what the trials change
 RELEASE, GPTQ = "quant-dllm-2bit-release", "gptq-2bit"
 MODELS = {"tiny": "`tiny`", "second": "`stories15M_mdlm`"}
 ABOUT = {
@@ -22,7 +23,8 @@ ABOUT = {
     "damping-0.003": "the Hessian's damping 0.003, in place of 0.01",
     "damping-0.03": "0.03",
     "lambda": "Λ of weight 3 at two deviations",
-    "drift": "rounded towards the output on the full-precision model's own inputs, as GPTAQ",
+    "drift": "rounded towards the full-precision model's output: now the next rung",
+    "drift-0.5": "the same, half as strong",
     "drift-0.25": "the same, a quarter as strong",
     "outside-4": "embedding and head in four bits, in place of eight",
 }
@@ -220,16 +222,16 @@ def cloze() -> str:
 
 
 def left_out(tables: dict[str, Table]) -> str:
-    """Show what was tried and does not help, by what it changed, seed by seed."""
+    """Show what was tried, by what it changed, seed by seed."""
     found = {(r["model"], r["split"], r["trial"], r["seed"]): r for r in read("trials.jsonl")}
     told = ""
     lines = [line for group in _groups(found) for line in [_trial(group, found, tables)] if line]
     if lines:
-        columns = ("model", "text", "the untuned default with", "KL", "difference", "seeds",
+        columns = ("model", "text", "the fourth rung with", "KL", "difference", "seeds",
                    "helps", "date")  # fmt: skip
         told += (
-            "## What was tried and left out\n\nDifferences of KL to the untuned default at the "
-            "same seeds, nats. Levers are chosen on validation text.\n\n" + markdown(columns, lines)
+            "## What was tried\n\nDifferences of KL to the ladder's fourth rung at the same seeds, "
+            "nats. Levers are chosen on validation text.\n\n" + markdown(columns, lines)
         )
     return told + rotations(found, tables)
 
@@ -244,9 +246,9 @@ def _trial(
 ) -> tuple[str, ...] | None:
     model, split, trial = group
     base = {key[3]: r["evaluation"]["kl"] for key, r in found.items()
-            if key[:3] == (model, split, UNTUNED)}  # fmt: skip
+            if key[:3] == (model, split, RUNG)}  # fmt: skip
     if split == "heldout":
-        base |= {run.seed: run.evaluation["kl"] for run in tables[model][UNTUNED].runs}
+        base |= {run.seed: run.evaluation["kl"] for run in tables[model][RUNG].runs}
     mine = {key[3]: r for key, r in found.items() if key[:3] == group and key[3] in base}
     if not mine:
         return None

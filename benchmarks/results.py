@@ -44,16 +44,17 @@ def ablations(*names: str) -> tuple[str, ...]:
 
 LADDER = (
     RELEASE, "ladder-1-rounding", "ladder-2-scales", "ladder-3-outside",
-    "quant-dllm-2bit-untuned", "quant-dllm-2bit",
+    "ladder-4-budget", "quant-dllm-2bit-untuned", "quant-dllm-2bit",
 )  # fmt: skip
 SECTIONS = (
     Section(
         "The ladder",
         "From the published code's form to the default recipe, one lever added at each step: signs "
         "chosen in the sweep with second-order steps after it; scales of six bits; embedding and "
-        "head of eight; one budget over all matrices, spent by sensitivity; all scales tuned end "
-        "to end.",
-        ("gptq-2bit", *LADDER),
+        "head of eight; one budget over all matrices, spent by sensitivity; rounding towards the "
+        "full-precision model's output (untuned); all scales tuned end to end. Below, tuning "
+        "without the step before it.",
+        ("gptq-2bit", *LADDER, "ablation-tuned-without-drift"),
     ),
     Section(
         "Two bits",

@@ -4,8 +4,9 @@
     python benchmarks/trials.py tiny --rotated                # methods, held-out, see rotation.py
     python benchmarks/trials.py second --second FOLDER --held-out --only outside-4
 
-A trial is the untuned default with a few fields changed, measured as `results.py` measures. Levers
-are chosen on validation text of `tiny`; what is said of the second model is on held-out text alone.
+A trial is the ladder's fourth rung with a few fields changed, measured as `results.py` measures.
+Levers are chosen on validation text of `tiny`; what is said of the second model is on held-out text
+alone.
 Records are JSON lines in ``benchmarks/results/trials.jsonl``; what is there is not made again.
 """
 
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 import records
@@ -25,17 +26,15 @@ from quant_dllm.calibration.base import Denoise
 from quant_dllm.calibration.mcs import MaskedCalibrationSimulation
 from quant_dllm.evaluation.compare import Comparison
 from quant_dllm.models.source import locate
-from quant_dllm.quantizers.daq import DataAwareAnyOrderQuantizer
-from quant_dllm.recipe import CALIBRATIONS, QUANTIZERS, Recipe
+from quant_dllm.recipe import CALIBRATIONS, Recipe
 from quant_dllm.record import BASE
-from quant_dllm.statistics.layer import LayerStatistics, Needs
 from quant_dllm.track import silent
 
 RESULTS = records.RESULTS / "trials.jsonl"
-UNTUNED = "quant-dllm-2bit-untuned"
+BEFORE = "ladder-4-budget"  # what a trial changes
 WINDOWS, LENGTH, DRAWS = 32, 256, 4  # as in results.py
 TRIALS: dict[str, dict[str, Any]] = {
-    UNTUNED: {},
+    BEFORE: {},
     "prompt-0": {"calibration.prompt": 0.0},
     "prompt-0.5": {"calibration.prompt": 0.5},
     "few-masked": {"calibration": "mcs-skewed", "calibration.power": 2.0},
@@ -43,11 +42,12 @@ TRIALS: dict[str, dict[str, Any]] = {
     "damping-0.003": {"calibration.damping": 0.003},
     "damping-0.03": {"calibration.damping": 0.03},
     "lambda": {"quantizer.emphasis": 3.0},
-    "drift": {"quantizer.name": "daq-drift"},
-    "drift-0.25": {"quantizer.name": "daq-drift", "quantizer.strength": 0.25},
+    "drift": {"quantizer.drift": 1.0},
+    "drift-0.5": {"quantizer.drift": 0.5},
+    "drift-0.25": {"quantizer.drift": 0.25},
     "outside-4": {"outside.bits": 4},
 }
-ROTATED = ("gptq-2bit", "quant-dllm-2bit-release", UNTUNED)
+ROTATED = ("gptq-2bit", "quant-dllm-2bit-release", "quant-dllm-2bit-untuned")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,31 +69,7 @@ class Skewed(MaskedCalibrationSimulation):
             yield torch.where(self.hidden(len(window), t, seed + i), mask_token_id, window)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Drifting(DataAwareAnyOrderQuantizer):
-    """The default's rounding towards the full-precision model's output, on its own inputs x̃.
-
-    ‖W x̃ − Q x‖² is least where Q is W (I + D H⁻¹), D the mean of (x̃ − x) xᵀ: that is rounded.
-    """
-
-    strength: float = 1.0
-    needs = Needs.HESSIAN | Needs.DRIFT
-
-    def quantize(
-        self,
-        weight: Float[Tensor, "out in"],
-        stats: LayerStatistics,
-        bits: Int[Tensor, " blocks"],
-        block_size: int,
-    ):
-        """Move the weight, then round it."""
-        assert stats.drift is not None, "the pipeline gathers what `needs` names"
-        moved = weight @ (stats.drift / stats.tokens) @ stats.factor.T @ stats.factor
-        return super().quantize(weight + self.strength * moved, stats, bits, block_size)
-
-
 CALIBRATIONS.targets["mcs-skewed"] = "trials:Skewed"
-QUANTIZERS.targets["daq-drift"] = "trials:Drifting"
 
 
 def recipe(name: str) -> Recipe:
@@ -101,12 +77,9 @@ def recipe(name: str) -> Recipe:
     if name not in TRIALS:
         return Recipe.load(name)
     settings = dict(TRIALS[name])
-    base = Recipe.load(UNTUNED)
-    for part in ("calibration", "quantizer"):  # another class with the same fields
-        if part in settings or f"{part}.name" in settings:
-            choice = getattr(base, part)
-            named = settings.pop(part, None) or settings.pop(f"{part}.name")
-            base = replace(base, **{part: replace(choice, name=named)})
+    base = Recipe.load(BEFORE)
+    if named := settings.pop("calibration", None):  # another class with the same fields
+        base = replace(base, calibration=replace(base.calibration, name=named))
     return replace(base.override(settings), name=name)
 
 

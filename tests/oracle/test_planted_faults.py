@@ -15,13 +15,14 @@ import pytest
 
 from quant_dllm.calibration.mcs import MaskedCalibrationSimulation
 from quant_dllm.precision.abmp import AdaptiveBlockwiseMixedPrecision
+from quant_dllm.quantizers.daq import towards_full
 from quant_dllm.quantizers.gptaq import drift_correction
 from quant_dllm.rounding.planes import Terms
 from quant_dllm.rounding.sweep import block_error, column_by_column, diagonal_error, sweep
 from quant_dllm.statistics.hessian import inverse_factor
 from quant_dllm.statistics.importance import divisor, emphasis_mask
 from tests.conftest import correlated_layer
-from tests.oracle import test_gptaq, test_planes, test_sweep
+from tests.oracle import test_drift, test_gptaq, test_planes, test_sweep
 from tests.unit import test_abmp, test_mcs
 
 
@@ -53,6 +54,7 @@ GPTQ_ORACLE = given(
 FACTOR_ORACLE = given(test_sweep.test_the_factor_is_that_of_the_inverse, layer)
 EXACT_ORACLE = given(test_sweep.test_the_exact_form_moves_later_blocks_to_their_optimum, layer)
 RELEASE_ORACLE = given(test_sweep.test_the_release_form_divides_by_the_diagonal, layer)
+DRIFT_ORACLE = test_drift.test_the_target_solves_least_squares_on_the_tokens_of_both_models
 PREFIX_ORACLE = test_mcs.test_the_prefix_is_visible_and_what_is_visible_is_unchanged
 
 
@@ -97,6 +99,10 @@ FAULTS = [
           "torch.triu(", "-torch.triu(", GPTAQ_ORACLE),
     Fault("drift correction acting on its own column", drift_correction,
           "diagonal=1", "diagonal=0", GPTAQ_ORACLE),
+    Fault("drift made up for in the wrong direction", towards_full,
+          "weight + strength", "weight - strength", DRIFT_ORACLE),
+    Fault("drift through the inverse's factor transposed", towards_full,
+          "@ U.T @ U", "@ U @ U.T", DRIFT_ORACLE),
     Fault("ABMP swapping one block too many", AdaptiveBlockwiseMixedPrecision.allocate,
           "k = min(", "k = 1 + min(", ABMP_ORACLE),
     Fault("ABMP taking from the most important blocks", AdaptiveBlockwiseMixedPrecision.allocate,

@@ -1,6 +1,6 @@
 """The one interface that a rounding method has to fit."""
 
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -17,7 +17,10 @@ class Quantizer(Protocol):
     between calls, reads no file, knows no model, and never sees an ``nn.Module``.
     """
 
-    needs: ClassVar[Needs]
+    @property
+    def needs(self) -> Needs:
+        """Say what it reads of the calibration."""
+        ...
 
     def quantize(
         self,

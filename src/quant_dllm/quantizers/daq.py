@@ -7,7 +7,7 @@ Reference: Quant-dLLM, arXiv:2510.03274, section on DAQ; `method.md` section 3 f
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -46,6 +46,9 @@ class DataAwareAnyOrderQuantizer:
             scales and signs refitted in turns against the full Hessian (ours, `method.md` 8).
         scales: Bits of a stored scale: 16 (floats), or 4 to 8 (codes). With refinements the codes
             are chosen against the full Hessian too, else each is the nearest.
+        drift: How much of the drift of the inputs is made up for. A layer of a model that is
+            quantized so far sees x where the full-precision model saw x̃; 0 rounds towards W x, 1
+            towards W x̃ (ours, the target of GPTAQ, arXiv:2504.02692).
     """
 
     rounds: int = 15
@@ -58,20 +61,26 @@ class DataAwareAnyOrderQuantizer:
     feedback: Literal["none", "diagonal", "exact", "in-sweep"] = "in-sweep"
     refinements: int = 0
     scales: int = 16
-    needs: ClassVar[Needs] = Needs.HESSIAN
+    drift: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse numbers that mean nothing."""
-        if min(self.rounds, self.tolerance, self.refinements) < 0 or self.emphasis <= 0:
+        least = min(self.rounds, self.tolerance, self.refinements, self.drift)
+        if least < 0 or self.emphasis <= 0:
             raise RecipeError(
                 f"quantizer.rounds {self.rounds}, tolerance {self.tolerance}, refinements "
-                f"{self.refinements} and emphasis {self.emphasis}: the last must be above 0, the "
-                "others must not be negative."
+                f"{self.refinements}, drift {self.drift} and emphasis {self.emphasis}: the last "
+                "must be above 0, the others must not be negative."
             )
         if self.scales not in (16, *range(FEWEST, MOST + 1)):
             raise RecipeError(
                 f"quantizer.scales is {self.scales}; 16, or {FEWEST} to {MOST} bits are wanted."
             )
+
+    @property
+    def needs(self) -> Needs:
+        """Read second moments, and the drift where it is made up for."""
+        return Needs.HESSIAN | Needs.DRIFT if self.drift else Needs.HESSIAN
 
     def quantize(
         self,
@@ -81,6 +90,8 @@ class DataAwareAnyOrderQuantizer:
         block_size: int,
     ) -> BinaryWeight | CompactWeight:
         """Quantize; ``bits[b]`` is the number of binary planes of block ``b``."""
+        if self.drift:
+            weight = towards_full(weight, stats, self.drift)
         planes = self._sweep(weight, stats, bits, block_size)
         if self.refinements:
             stats.forget_factor()
@@ -131,6 +142,19 @@ class DataAwareAnyOrderQuantizer:
             return signs_in_sweep(fit, block, U)
         error = {"none": None, "diagonal": diagonal_error, "exact": block_error}[self.feedback]
         return Coded(fit.freeze(), error(block, fit.values(), U) if error else None)
+
+
+def towards_full(
+    weight: Float[Tensor, "out in"], stats: LayerStatistics, strength: float
+) -> Float[Tensor, "out in"]:
+    """Return W + strength · W D H⁻¹, D the mean of (x̃ − x) xᵀ.
+
+    At strength 1 it gives, on the inputs x at hand, the products nearest to W x̃: it is where
+    ‖W x̃ − Q x‖² has its least value over all Q, and that objective is this distance in H.
+    """
+    assert stats.drift is not None, "the pipeline gathers what `needs` names"
+    U = stats.factor
+    return weight + strength / stats.tokens * (weight @ stats.drift) @ U.T @ U
 
 
 def signs_in_sweep(
