@@ -35,7 +35,7 @@ from quant_dllm.pipeline.quantize import quantize
 from quant_dllm.pipeline.tune import PART_TOKENS, VISIT_TOKENS
 from quant_dllm.quantizers.outside import Grouped
 from quant_dllm.recipe import DEFAULT, Recipe
-from quant_dllm.statistics.layer import LayerStatistics
+from quant_dllm.statistics.layer import LayerStatistics, Needs
 from quant_dllm.tuning.objective import HEAD_ROWS, TopLogits, divergence
 from quant_dllm.tuning.recompute import recompute
 from quant_dllm.tuning.scales import thaw
@@ -50,7 +50,8 @@ CONFIG = BackboneConfig(
     width=WIDTH, blocks=BLOCKS, heads=HEADS, kv_heads=HEADS, mlp_width=MLP, vocab=VOCAB,
     context=4096, rope_theta=5e5, norm_eps=1e-5,
 )  # fmt: skip
-PEAK = {torch.bfloat16: 790e12, torch.float32: 67e12}
+TF32 = "tf32"
+PEAK = {torch.bfloat16: 790e12, TF32: 395e12, torch.float32: 67e12}
 ASSUMED = Device({t: f / 2 for t, f in PEAK.items()}, 0.7 * 4.3e12, 8e-6)
 HALF = Device({t: f / 4 for t, f in PEAK.items()}, 0.35 * 4.3e12, 16e-6)
 DISK = 2e9  # bytes/s at which 16-bit weights are read and hashed, assumed
@@ -152,7 +153,7 @@ def head(positions: int, backward: bool) -> list[Call]:
         return scaled(of(4), of(8), (4, 8), positions)
 
 
-def fixed(name: str, dtype: torch.dtype, flops: float, moved: float = 0.0) -> list[Call]:
+def fixed(name: str, dtype: torch.dtype | str, flops: float, moved: float = 0.0) -> list[Call]:
     """Write down a product whose size is known."""
     return [Call(name, dtype, float(flops), float(moved))]
 
@@ -163,7 +164,8 @@ Phase = tuple[str, list[Call], float]
 
 def untuned() -> Iterator[Phase]:
     """Yield the phases in front of tuning."""
-    calibration, precision, _ = Recipe.load(DEFAULT).build()
+    calibration, precision, quantizer = Recipe.load(DEFAULT).build()
+    streams = 2 if Needs.DRIFT in quantizer.needs else 1
     tokens, some, full = calibration.sequences * calibration.length, precision.tokens, torch.float32
     plain = block(False).requires_grad_(False)
     squares = sum(n * m**2 for m, n in INPUTS.items())
@@ -177,9 +179,12 @@ def untuned() -> Iterator[Phase]:
     yield "sensitivity: passes", there + back, BLOCKS * some / 4096
     moments = fixed("addmm", full, 2.0 * some * (squares + weighed))
     yield "sensitivity: moments", moments + fixed("factor", full, (4 / 3 + 2) * all_cubes), BLOCKS
-    yield "calibration: passes", there, BLOCKS * tokens / 4096 * again
-    moments = fixed("addmm", full, 2.0 * tokens * squares)
-    yield "calibration: moments", moments + fixed("factor", full, 4 / 3 * cubes), BLOCKS
+    yield "calibration: passes", there, BLOCKS * tokens / 4096 * again * streams
+    moments = fixed("addmm", TF32, 2.0 * tokens * squares * streams)
+    factors = fixed("factor", full, 4 / 3 * cubes)
+    shifts = fixed("addmm", full, 2.0 * (streams - 1) * 3 * sum(
+        n * out * m**2 for (out, m), n in LAYERS.items()))  # fmt: skip
+    yield "calibration: moments", moments + factors + shifts, BLOCKS
     for (out, inputs), n in LAYERS.items():
         yield f"rounding: {out} × {inputs}", rounding(out, inputs), BLOCKS * n
 
@@ -218,7 +223,8 @@ def count() -> Iterator[dict[str, Any]]:
         by_type = {t: times * sum(c.flops for c in calls if c.dtype == t) for t in PEAK}
         yield {
             "what": "phase", "phase": name, "bf16_flops": by_type[torch.bfloat16],
-            "fp32_flops": by_type[torch.float32], "bytes": times * sum(c.moved for c in calls),
+            "tf32_flops": by_type[TF32], "fp32_flops": by_type[torch.float32],
+            "bytes": times * sum(c.moved for c in calls),
             "calls": times * len(calls), "seconds": times * ASSUMED.seconds(calls),
             "seconds_half": times * HALF.seconds(calls),
         } | records.where()  # fmt: skip

@@ -27,7 +27,7 @@ class Call:
     """One operation: floating-point operations of products and solves, and bytes in and out."""
 
     name: str
-    dtype: torch.dtype
+    dtype: torch.dtype | str
     flops: float
     moved: float
 
@@ -37,12 +37,12 @@ class Device:
     """What a device is taken to reach.
 
     Attributes:
-        flops: A second, by type; float32 without TF32.
+        flops: A second, by type; float32 without TF32, which is a type of its own.
         bytes_per_s: Of its memory.
         launch_s: Between the starts of two kernels, as the host is.
     """
 
-    flops: dict[torch.dtype, float]
+    flops: dict[torch.dtype | str, float]
     bytes_per_s: float
     launch_s: float
 

@@ -11,6 +11,7 @@ noise, quantization of the activations included.
 import argparse
 import ctypes
 import json
+import mmap
 import os
 import resource
 import statistics
@@ -28,6 +29,8 @@ SHAPES = ((4096, 4096), (4096, 12288), (12288, 4096))  # in, out
 TOKENS = (1, 8, 32, 128, 512)
 COLD, RUNS, WARM_UP, MOST_DROPPED = 192 << 20, 30, 3, 30
 WORK = 256 << 20  # bytes for what a graph computes with
+LARGE = 2 << 20  # bytes of a large page: all weights lie in such, as those of `kernels.py`
+LIBC = ctypes.CDLL(None)
 
 
 class InitParams(ctypes.Structure):
@@ -84,6 +87,9 @@ def copies(ggml: GGML, kind: int, inputs: int, out: int) -> tuple[int, list[int]
     count = -(-COLD // size)
     context = ggml.context(count * (size + 1024) + (1 << 20))
     made = [ggml.new_tensor_2d(context, kind, inputs, out) for _ in range(count)]
+    begin, end = ggml.get_data(made[0]), ggml.get_data(made[-1]) + size
+    begin, end = -(-begin // LARGE) * LARGE, end // LARGE * LARGE
+    LIBC.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_HUGEPAGE)
     for tensor in made:
         ctypes.memmove(ggml.get_data(tensor), ggml.get_data(first), size)
     ggml.free(probe)
@@ -120,12 +126,12 @@ def timed(ggml: GGML, weights: list[int], inputs: int, tokens: int, threads: int
     return seconds
 
 
-def records() -> Iterator[dict[str, Any]]:
-    """Time all formats, shapes, threads and token counts."""
+def records(formats: list[str]) -> Iterator[dict[str, Any]]:
+    """Time formats, all shapes, threads and token counts."""
     ggml = GGML(Path(llama_cpp.__file__).parent / "lib")
-    for name, kind in FORMATS.items():
+    for name in formats:
         for inputs, out in SHAPES:
-            context, weights = copies(ggml, kind, inputs, out)
+            context, weights = copies(ggml, FORMATS[name], inputs, out)
             for threads in (1, 2):
                 for tokens in TOKENS:
                     seconds = timed(ggml, weights, inputs, tokens, threads)
@@ -146,10 +152,11 @@ def main() -> None:
     """Append all records."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--format", action="append", choices=FORMATS, help="only these")
     options = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with options.out.open("a") as file:
-        for record in records():
+        for record in records(options.format or list(FORMATS)):
             file.write(json.dumps(record) + "\n")
             file.flush()
             print(f"{record['backend']} {record['in']}→{record['out']} {record['threads']} threads "

@@ -52,8 +52,8 @@ def rounding() -> dict[str, float]:
     return {
         "packed embedding and head": PACKED["packed embedding and head"],
         "block, 16-bit and float32": 6.0 * WEIGHTS,
-        "hidden states": float(HELD_BYTES),
-        "second moment, factor, damped H": 3 * 4.0 * MLP**2,
+        "hidden states, both models'": 2.0 * HELD_BYTES,
+        "second moment, factor or damped H, drift": 3 * 4.0 * MLP**2,
         "columns' equations": 4.0 * (2 * MLP) ** 2 + 8.0 * MLP * WIDTH,
         "the layer's copies": 5 * 4.0 * WIDTH * MLP,
     }

@@ -2,9 +2,10 @@ import pytest
 import torch
 
 from quant_dllm.errors import RequestError
+from quant_dllm.statistics import layer
 from quant_dllm.statistics.hessian import damp, inverse_factor
 from quant_dllm.statistics.importance import divisor, emphasis_mask, importance
-from quant_dllm.statistics.layer import LayerStatistics, output_error
+from quant_dllm.statistics.layer import LayerStatistics, output_error, tensor_cores
 
 
 def test_statistics_of_two_shards_add():
@@ -66,3 +67,18 @@ def test_output_error_is_the_share_of_wrong_energy():
     stats = LayerStatistics.gather([x], 0.01)
     expected = ((x @ (w - q).T) ** 2).sum() / ((x @ w.T) ** 2).sum()
     assert output_error(w, q, stats) == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_tensor_cores_are_let_in_for_a_while_only():
+    before = torch.get_float32_matmul_precision()
+    with pytest.raises(ZeroDivisionError), tensor_cores():
+        assert torch.get_float32_matmul_precision() == "high"
+        raise ZeroDivisionError
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_on_a_processor_moments_are_summed_in_full(monkeypatch):
+    monkeypatch.setattr(layer, "tensor_cores", lambda: pytest.fail("its products would lose bits"))
+    x = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)).bfloat16()
+    stats = LayerStatistics.gather([x], 0.01)
+    assert torch.allclose(stats.moment.double(), x.double().T @ x.double(), rtol=1e-5)
