@@ -119,7 +119,8 @@ def run(name: str, args: argparse.Namespace) -> None:
         wanted = [recipe for recipe in recipes if (recipe, seed) not in there]
         comparison = Comparison(
             model=str(args.second) if name == "second" else name, recipes=wanted,
-            seeds=[seed], sequences=WINDOWS, length=args.length, draws=DRAWS, track=silent, **texts,
+            seeds=[seed], sequences=WINDOWS, length=args.length, draws=DRAWS, track=silent,
+            keep=args.keep, **texts,
         )  # fmt: skip
         for record in comparison.run(known):
             if record.identity not in known:
@@ -201,6 +202,7 @@ def main() -> None:
     parser.add_argument("--recipe", action="append", help="only these recipes")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--missing", action="store_true", help="only what has no record at all")
+    parser.add_argument("--keep", type=Path, help="folder that keeps what is quantized")
     parser.add_argument("--length", type=int, default=256, help="tokens of a window")
     args = parser.parse_args()
     if args.verb == "run":
