@@ -10,6 +10,16 @@ typedef __m512i emulated_512h;
 #define _mm512_mul_ph(a, b) emulate_fmadd_ph(a, b, _mm512_setzero_si512())
 #define _mm512_fmadd_ph emulate_fmadd_ph
 
+/* Sums wrap around; SIMDe adds signed numbers, which must not. */
+static inline __m512i emulate_wrapping_add(__m512i a, __m512i b) {
+    ELEMENTS(uint32_t, 16, x, a);
+    ELEMENTS(uint32_t, 16, y, b);
+    FOR(16) x[i] += y[i];
+    return VECTOR_OF(__m512i, x);
+}
+#undef _mm512_add_epi32
+#define _mm512_add_epi32 emulate_wrapping_add
+
 static inline double half_to_double(uint16_t half) {
     int exponent = half >> 10 & 31, body = half & 1023;
     double value = exponent ? ldexp(1024 + body, exponent - 25) : ldexp(body, -24);
