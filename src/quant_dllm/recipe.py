@@ -8,7 +8,7 @@ not other code.
 from dataclasses import dataclass, field, fields, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from quant_dllm.errors import RecipeError, UnknownNameError, hint
 from quant_dllm.registry import Registry
@@ -210,6 +210,10 @@ def _checked(path: str, wanted: Any, value: Any) -> Any:
     """Return ``value`` as the type that a field wants."""
     from pydantic import TypeAdapter, ValidationError
 
+    if isinstance(value, bool) and bool not in (wanted, *get_args(wanted)):
+        raise RecipeError(
+            f"{path} is {value!r}, as YAML reads yes and no; give a number or a name."
+        )
     try:
         return TypeAdapter(wanted).validate_python(value)
     except ValidationError as error:

@@ -92,6 +92,7 @@ def test_a_yaml_file_is_a_recipe(tmp_path):
         ({"quantizer.rounds": "many"}, "quantizer.rounds is 'many'"),
         ({"quantizer.feedback": "in-swep"}, "quantizer.feedback is 'in-swep'"),
         ({"precision.bits": 2.5}, "precision.bits is 2.5"),
+        ({"quantizer.drift": False}, "quantizer.drift is False, as YAML reads yes and no"),
         ({"quantizer": 3}, "Unknown recipe path 'quantizer'"),
     ],
 )
