@@ -38,7 +38,7 @@ def room(count: int) -> Tensor:
     """Return `count` bytes, [count] of uint8, side by side with those asked for before.
 
     So weights that are no multiple of a large page fill them all the same. A chunk goes back to the
-    system with the last weight in it.
+    system with the last weight in it; the newest one is kept for the next.
     """
     global _chunk, _used
     if count > CHUNK:

@@ -127,11 +127,11 @@ INLINE void one_tile(const strip *p, int m, int some, float *y) {
         tile_load(WEIGHT_1, p->weights[2 * i + 1], 64);
         if (i % 2) {
             tile_dot(SUM_10, INPUT_0, WEIGHT_0);
-                tile_dot(SUM_11, INPUT_0, WEIGHT_1);
-            } else {
+            tile_dot(SUM_11, INPUT_0, WEIGHT_1);
+        } else {
             tile_dot(SUM_00, INPUT_0, WEIGHT_0);
-                tile_dot(SUM_01, INPUT_0, WEIGHT_1);
-            }
+            tile_dot(SUM_01, INPUT_0, WEIGHT_1);
+        }
     }
     tile_store(SUM_00, y, QD_ROWS * 4);
     tile_store(SUM_01, y + VECTOR, QD_ROWS * 4);

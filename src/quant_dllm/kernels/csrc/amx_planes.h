@@ -72,8 +72,8 @@ INLINE void sum_planes(const step *s, const uint8_t *unit, const int order, int 
     }
 }
 
-/* Expand the weights of a tile of rows. */
-__attribute__((noinline)) static void expand(strip *p, int tile) { /* inlined, it runs out of registers */
+/* Expand the weights of a tile of rows. Inlined, GCC 12 runs out of registers. */
+__attribute__((noinline)) static void expand(strip *p, int tile) {
     for (int i = 0; i < 2 * p->count; i++) {
         const step *s = p->steps + i / 2;
         const uint8_t *unit = s->unit + tile * s->bytes;
