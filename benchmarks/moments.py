@@ -34,6 +34,7 @@ PHASES: dict[str, tuple[Any, str]] = {
     "renaming": (Path, "replace"),
     "flushing": (os, "fsync"),
     "tidying up": (Path, "unlink"),
+    "looking at the head": (pipeline, "head_statistics"),
     "handing over": (Journal, "hand_over"),
     "final shard": (CheckpointWriter, "_flush"),
     "final save": (CheckpointWriter, "publish"),

@@ -35,7 +35,11 @@ SETTINGS = {
     "precision.block_size": 8,
 }
 ROUNDED = "ladder-1-rounding"
-OURS = {"precision.ratio": 0.34, "quantizer.rounds": 1, "quantizer.refinements": 0}
+OURS = {
+    "precision.ratio": 0.34, "quantizer.rounds": 1, "quantizer.refinements": 0,
+    "outside": "grouped", "outside.bits": 4, "outside.finer": 0.05, "outside.behind": True,
+    "outside.drift": 1.0,
+}  # fmt: skip
 """What `SETTINGS` are joined by for `ROUNDED`."""
 TEXT = "calibration.txt"
 CONFIG = {

@@ -38,6 +38,7 @@ def ready(tmp_path_factory, unchecked):
         ("half a file", 20),
         ("saving states", 1),
         ("saving a block", 1),
+        ("looking at the head", 0),
         ("final save", 0),
         ("writing the page", 0),
         ("removing what was saved", 2),

@@ -15,10 +15,10 @@ import pytest
 
 from quant_dllm.calibration.mcs import MaskedCalibrationSimulation
 from quant_dllm.precision.abmp import AdaptiveBlockwiseMixedPrecision
-from quant_dllm.quantizers.daq import towards_full
 from quant_dllm.quantizers.gptaq import drift_correction
 from quant_dllm.rounding.planes import Terms
 from quant_dllm.rounding.sweep import block_error, column_by_column, diagonal_error, sweep
+from quant_dllm.statistics.drift import towards_full
 from quant_dllm.statistics.hessian import inverse_factor
 from quant_dllm.statistics.importance import divisor, emphasis_mask
 from tests.conftest import correlated_layer

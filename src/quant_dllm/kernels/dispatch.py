@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 BACKENDS = ("triton", "native", "reference")
 BY_NAME_ONLY = ("native_precise",)
 FORCE = "QUANT_DLLM_KERNEL"
-OUTSIDE = "grouped"  # the kind of embedding and head
+OUTSIDE = ("grouped", "finer")  # the kinds of embedding and head
 
 
 @runtime_checkable
@@ -150,7 +150,7 @@ def forced_backend(weight: QuantizedWeight) -> str | None:
         raise RequestError(
             f"{FORCE} is {os.environ[FORCE]!r}.{hint(forced, known)} Known: {', '.join(known)}."
         )
-    return None if weight.kind == OUTSIDE else forced or None
+    return None if weight.kind in OUTSIDE else forced or None
 
 
 def _warn_of_slowness(name: str, device: str, kind: str, reason: str) -> None:

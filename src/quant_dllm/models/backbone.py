@@ -119,9 +119,13 @@ class Backbone(Network):
             x = block(x, sight, past)
         return x
 
+    def head_inputs(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        """Run the norm."""
+        return self.norm(x)
+
     def project(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch vocab"]:
         """Run the norm and the head on what `hidden` gave, or on some of it."""
-        x = self.norm(x)
+        x = self.head_inputs(x)
         if not self.config.tied_head:
             return self.head(x)
         if isinstance(self.embed, QuantEmbedding):

@@ -94,6 +94,10 @@ class Network(nn.Module):
         """Turn what `hidden` gave, or some of it, into logits."""
         raise NotImplementedError
 
+    def head_inputs(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        """Turn what `hidden` gave into what the head receives, where it is among `outside`."""
+        raise NotImplementedError
+
     def forward(
         self, input_ids: Int[Tensor, "batch length"]
     ) -> Float[Tensor, "batch length vocab"]:

@@ -34,7 +34,7 @@ def open_streams(
         outside: The embedding, if it is packed.
         memory: Bytes of hidden states that may be in memory.
     """
-    if job.windows is None:
+    if job.windows is None or job.needs == Needs.NOTHING:
         return None, None
     names = (STREAM, FULL) if Needs.DRIFT in job.needs else (STREAM,)
     found, pool = journal.states(), Pool(memory)

@@ -1,6 +1,7 @@
 """What a quantization is asked to do, checked in full before anything is read or written."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -115,7 +116,7 @@ class Job:
             tuning = None
         else:
             _check_tuning(recipe, calibration, quantizer)
-        if tuning or (quantizer.needs | precision.needs) != Needs.NOTHING:
+        if tuning or outside.reads_text or (quantizer.needs | precision.needs) != Needs.NOTHING:
             windows = _windows(source, calibration, tokenizer, text, seed, every=bool(tuning))
         if tuning and windows is not None:
             windows, tuning_text = _part(windows, calibration.sequences, tuning)
@@ -132,7 +133,13 @@ class Job:
     @property
     def needs(self) -> Needs:
         """Say what calibration must gather."""
-        return self.quantizer.needs | self.precision.needs
+        asked = self.quantizer.needs | self.precision.needs
+        return asked | self.outside.needs if self.head_behind else asked
+
+    @cached_property
+    def head_behind(self) -> bool:
+        """Tell whether the head is rounded by what it receives behind the blocks."""
+        return bool(self.outside.needs) and "head" in self.source.empty().outside
 
     def read(self, name: str) -> Tensor:
         """Read a tensor of the 16-bit model by its name in the network; note it in `base`.

@@ -16,6 +16,7 @@ from quant_dllm.pipeline.job import Job
 from quant_dllm.pipeline.journal import Journal
 from quant_dllm.pipeline.outside import Outside, pack_outside, write_outside
 from quant_dllm.record import Bits, LayerRecord, RunRecord
+from quant_dllm.statistics.layer import LayerStatistics
 
 
 def published(folder: Path) -> RunRecord | None:
@@ -29,6 +30,7 @@ def publish(
     journal: Journal,
     folder: Path,
     layers: list[LayerRecord],
+    seen: LayerStatistics | None,
     began: float,
     peak: PeakMemory,
 ) -> RunRecord:
@@ -39,6 +41,7 @@ def publish(
         journal: Where the blocks are.
         folder: To make.
         layers: Records of the blocks' layers, in any order.
+        seen: What the head receives, if it is rounded by that.
         began: When this process began, by `time.monotonic`.
         peak: What it had in memory.
 
@@ -51,7 +54,7 @@ def publish(
         return RunRecord.from_dict(broadcast_facts(None, 0))
     with CheckpointWriter(folder, left=journal.left) as writer:
         journal.hand_over(writer)
-        outside = pack_outside(job)
+        outside = pack_outside(job, seen=seen)
         write_outside(job, outside, writer)
         for file in job.copied():
             writer.add_file(file.name, file.read_bytes())

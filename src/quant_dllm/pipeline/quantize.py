@@ -21,6 +21,7 @@ from quant_dllm.pipeline.capture import Capture
 from quant_dllm.pipeline.entry import open_streams, save_states
 from quant_dllm.pipeline.events import EVENTS, noted
 from quant_dllm.pipeline.fold import scale_inputs
+from quant_dllm.pipeline.head import head_statistics
 from quant_dllm.pipeline.identity import identity
 from quant_dllm.pipeline.job import Job
 from quant_dllm.pipeline.journal import Journal, finish_published
@@ -116,7 +117,8 @@ def quantize(
                 blocks = noted(blocks, journal.folder / EVENTS, last, **about)
             then = ", tuning follows" if job.tuning else ""
             layers = list(track(blocks, f"quantizing by {chosen.name}{then}", total))
-            record = publish(job, journal, rounded, layers, began, peak)
+            seen = head_statistics(job, journal, memory)
+            record = publish(job, journal, rounded, layers, seen, began, peak)
         if job.tuning:
             record = tune(job, journal, stop, rounded, out, record, track, peak)
         if rank() == 0:
@@ -150,7 +152,7 @@ def quantize_blocks(
         for stage in STAGE_ORDERS[job.calibration.order]:
             for some in capture.parts(stage):
                 yield from _quantize_groups(work, capture, stage, some, stop)
-        if stream and index + 1 < len(network.blocks):
+        if stream and (index + 1 < len(network.blocks) or job.head_behind):
             with journal.explained():
                 files = capture.advance(index + 1)
             save_states(journal, index + 1, files)

@@ -71,12 +71,10 @@ class Sizes:
         few, many = (self._layer(out, inputs, order) for order in (low, low + 1))
         return few + (many - few) * (self.order - low)
 
-    def outside(self, out: int, inputs: int) -> float:
+    def outside(self, out: int, inputs: int) -> int:
         """Return the bytes that an embedding or a head [out, in] takes, packed by the recipe."""
         assert isinstance(self.job.outside, Grouped), "others are not packed"
-        dice = torch.Generator().manual_seed(0)
-        packed = self.job.outside.quantize(torch.randn(ROWS[0], inputs, generator=dice))
-        return sum(tensor.nbytes for tensor in packed.tensors().values()) * out / ROWS[0]
+        return self.job.outside.stored_bytes(out, inputs)
 
     def _layer(self, out: int, inputs: int, order: int | None) -> Size:
         few, many = (self._rows(rows, inputs, order) for rows in ROWS)

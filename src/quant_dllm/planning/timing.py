@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from quant_dllm.memory import PeakMemory
@@ -27,6 +28,7 @@ from quant_dllm.pipeline.quantize import POOL_BYTES, quantize_blocks
 from quant_dllm.pipeline.signals import Stop
 from quant_dllm.pipeline.solved import revive
 from quant_dllm.planning.tuning import time_tuning
+from quant_dllm.statistics.layer import LayerStatistics
 from quant_dllm.statistics.reduction import shards
 from quant_dllm.weights.base import QuantizedWeight
 
@@ -68,6 +70,7 @@ class Timing:
         share: How much more text the whole run looks at.
         memory: Peak memory of the process, bytes.
         tuning: Seconds of tuning.
+        behind: Whether the text passes the last block too.
     """
 
     outside: float
@@ -77,6 +80,7 @@ class Timing:
     share: float
     memory: int | None
     tuning: float
+    behind: bool
 
     @property
     def seconds(self) -> float:
@@ -84,7 +88,7 @@ class Timing:
         *first, last = self.blocks
         turns = sum(block.seconds(self.share, last=False) for block in first)
         before = self.outside + self.allocating + self.share * self.entering
-        return before + turns + last.seconds(self.share, last=True) + self.tuning
+        return before + turns + last.seconds(self.share, last=not self.behind) + self.tuning
 
 
 class Enough(Exception):
@@ -162,7 +166,7 @@ def time_blocks(job: Job) -> Timing:
         part, share = replace(job, windows=job.windows[:few]), max(1.0, len(job.windows) / few)
     kinds = _kinds(job)
     peak, began = PeakMemory(job.device.type), time.monotonic()
-    packed = pack_outside(part)
+    packed = pack_outside(part, seen=_noise(part) if part.head_behind else None)
     outside = time.monotonic() - began
     with TemporaryDirectory() as folder:
         watch = StopWatch(Path(folder) / "timed", {}, {}, until=max(map(kinds.index, kinds)))
@@ -173,8 +177,15 @@ def time_blocks(job: Job) -> Timing:
     times = {kind: block for kind, block in zip(kinds, watch.found, strict=False)}
     return Timing(
         outside, watch.allocating, watch.entering, [times[kind] for kind in kinds], share, memory,
-        time_tuning(job, watch.packed, packed) if job.tuning else 0.0,
+        time_tuning(job, watch.packed, packed) if job.tuning else 0.0, job.head_behind,
     )  # fmt: skip
+
+
+def _noise(job: Job) -> LayerStatistics:
+    """Make statistics for a head; how long it takes to round it does not depend on them."""
+    width = job.source.config.width
+    x = torch.randn(2 * width, width, generator=torch.Generator().manual_seed(0)).to(job.device)
+    return LayerStatistics.gather([x], job.calibration.damping, job.outside.needs, [x])
 
 
 def _kinds(job: Job) -> list[Hashable]:

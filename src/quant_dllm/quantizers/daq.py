@@ -17,6 +17,7 @@ from quant_dllm.rounding.planes import ColumnRounding, Fit, fit_greedy, fit_join
 from quant_dllm.rounding.scale_codes import code_scales
 from quant_dllm.rounding.second_order import Matrix, refine
 from quant_dllm.rounding.sweep import Coded, block_error, column_by_column, diagonal_error, sweep
+from quant_dllm.statistics.drift import towards_full
 from quant_dllm.statistics.hessian import damp
 from quant_dllm.statistics.importance import Saliency, divisor, emphasis_mask, importance
 from quant_dllm.statistics.layer import LayerStatistics, Needs
@@ -142,19 +143,6 @@ class DataAwareAnyOrderQuantizer:
             return signs_in_sweep(fit, block, U)
         error = {"none": None, "diagonal": diagonal_error, "exact": block_error}[self.feedback]
         return Coded(fit.freeze(), error(block, fit.values(), U) if error else None)
-
-
-def towards_full(
-    weight: Float[Tensor, "out in"], stats: LayerStatistics, strength: float
-) -> Float[Tensor, "out in"]:
-    """Return W + strength · W D H⁻¹, D the mean of (x̃ − x) xᵀ.
-
-    At strength 1 it gives, on the inputs x at hand, the products nearest to W x̃: it is where
-    ‖W x̃ − Q x‖² has its least value over all Q, and that objective is this distance in H.
-    """
-    assert stats.drift is not None, "the pipeline gathers what `needs` names"
-    U = stats.factor
-    return weight + strength / stats.tokens * (weight @ stats.drift) @ U.T @ U
 
 
 def signs_in_sweep(

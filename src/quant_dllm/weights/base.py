@@ -14,6 +14,7 @@ WEIGHTS = Registry(
         "affine": "quant_dllm.weights.affine:AffineWeight",
         "binary": "quant_dllm.weights.binary:BinaryWeight",
         "compact": "quant_dllm.weights.compact:CompactWeight",
+        "finer": "quant_dllm.weights.finer:FinerWeight",
         "grouped": "quant_dllm.weights.grouped:GroupedWeight",
         "uniform": "quant_dllm.weights.uniform:UniformWeight",
         "simulated": "quant_dllm.weights.simulated:SimulatedWeight",

@@ -10,8 +10,12 @@ from typing import Any
 from quant_dllm.weights.packing import packed_width, places
 
 Shapes = dict[str, tuple[int, ...]]
-ORDERS = {"binary": "orders", "compact": "orders", "uniform": "bits", "affine": "bits"}
-"""The tensor that tells the planes of each block, by kind of weight."""
+ORDERS = {
+    "binary": "orders", "compact": "orders", "uniform": "bits", "affine": "bits", "finer": "marks",
+}  # fmt: skip
+"""The tensor that tells the planes of each block, or marks the finer rows, by kind of weight."""
+GROUPS = {"grouped": (4, 8), "finer": (4,)}
+"""Bits that a code may have, by kind of weight."""
 MOST_PLANES, MOST_SCALE_BITS = 16, 8
 
 
@@ -22,16 +26,16 @@ def misfit(kind: str, shapes: Shapes, layout: dict[str, Any], orders: Sequence[i
         kind: Of the weight, see `weights.base.WEIGHTS`; a kind that is one tensor always fits.
         shapes: Of its tensors, by name.
         layout: What ``config.json`` says of it.
-        orders: Planes of each block, as they are stored.
+        orders: Planes of each block, or marks of finer rows, as they are stored.
     """
-    if kind not in (*ORDERS, "grouped"):
+    if kind not in ORDERS.keys() | GROUPS.keys():
         return None
     size, inputs = layout.get("block_size"), layout.get("in_features")
     if not _is_count(size) or not _is_count(inputs):
         return f"blocks of {size!r} of {inputs!r} input channels"
     assert isinstance(size, int) and isinstance(inputs, int)
-    if kind == "grouped":
-        return _misfit_groups(shapes, layout.get("bits"), size, inputs)
+    if kind in GROUPS:
+        return _misfit_groups(kind, shapes, layout.get("bits"), size, inputs, orders)
     if len(orders) != -(-inputs // size) or not all(0 < k <= MOST_PLANES for k in orders):
         return f"{len(orders)} blocks of {size} for {inputs} input channels"
     out = shapes["planes"][0] if shapes["planes"] else 0
@@ -44,12 +48,19 @@ def misfit(kind: str, shapes: Shapes, layout: dict[str, Any], orders: Sequence[i
     return None
 
 
-def _misfit_groups(shapes: Shapes, bits: Any, size: int, inputs: int) -> str | None:
+def _misfit_groups(
+    kind: str, shapes: Shapes, bits: Any, size: int, inputs: int, marks: Sequence[int]
+) -> str | None:
     """Hold codes and scales of a grouped weight against each other."""
-    if bits not in (4, 8):
+    if bits not in GROUPS[kind]:
         return f"codes of {bits!r} bits"
     out = shapes["codes"][0] if shapes["codes"] else 0
     wanted = {"codes": (out, -(-inputs * bits // 8)), "scales": (out, -(-inputs // size))}
+    if kind == "finer":
+        count, last = sum(map(int.bit_count, marks)), marks[-1] if marks else 0
+        if not count or len(marks) != packed_width(out) or last >> (out % 8 or 8):
+            return f"{len(marks)} bytes that mark {count} of {out} rows"
+        wanted["below"] = (count, wanted["codes"][1])
     for name, shape in wanted.items():
         if shapes[name] != shape:
             return f"{name} of shape {list(shapes[name])} where {list(shape)} is wanted"

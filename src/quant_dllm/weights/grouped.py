@@ -39,13 +39,8 @@ class GroupedWeight:
         cls, codes: UInt8[Tensor, "out in"], scales: Tensor, bits: int, block_size: int
     ) -> "GroupedWeight":
         """Pack codes below ``2^bits``."""
-        inputs = codes.shape[1]
-        if bits == 4:
-            low, high = (
-                torch.nn.functional.pad(codes, (0, inputs % 2)).unflatten(1, (-1, 2)).unbind(2)
-            )
-            codes = low | high << 4
-        return cls(codes, scales.half(), bits, block_size, inputs)
+        stored = halves(codes) if bits == 4 else codes
+        return cls(stored, scales.half(), bits, block_size, codes.shape[1])
 
     @property
     def out_features(self) -> int:
@@ -59,8 +54,8 @@ class GroupedWeight:
 
     @property
     def stored_bits(self) -> float:
-        """Count codes and scales, in bits a weight."""
-        stored = self.codes.nbytes + self.scales.nbytes
+        """Count all that is stored, in bits a weight."""
+        stored = sum(tensor.nbytes for tensor in self.tensors().values())
         return 8 * stored / (self.out_features * self.in_features)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -78,12 +73,26 @@ class GroupedWeight:
 
     def dequantize(self, rows: slice | Tensor = slice(None)) -> Float[Tensor, "some in"]:
         """Scale the codes of these rows, which may be given by their numbers."""
-        codes, scales = self.codes[rows], self.scales[rows].float()
-        if self.bits == 4:
-            codes = torch.stack((codes & 15, codes >> 4), dim=2).flatten(1)
-        values = codes[:, : self.in_features].float().sub_(2 ** (self.bits - 1))
-        whole = self.in_features // self.block_size
-        groups = values[:, : whole * self.block_size].unflatten(1, (whole, self.block_size))
-        groups.mul_(scales[:, :whole, None])  # a view
-        values[:, whole * self.block_size :].mul_(scales[:, whole:])
+        values, scales = self._levels(rows), self.scales[rows].float()
+        count = self.in_features // self.block_size
+        groups = values[:, : count * self.block_size].unflatten(1, (count, self.block_size))
+        groups.mul_(scales[:, :count, None])  # a view
+        values[:, count * self.block_size :].mul_(scales[:, count:])
         return values
+
+    def _levels(self, rows: slice | Tensor) -> Float[Tensor, "some in"]:
+        """Return the codes of some rows as distances from their middle."""
+        codes = whole(self.codes[rows]) if self.bits == 4 else self.codes[rows]
+        return codes[:, : self.in_features].float().sub_(2 ** (self.bits - 1))
+
+
+def halves(codes: UInt8[Tensor, "rows in"]) -> UInt8[Tensor, "rows bytes"]:
+    """Put two codes of four bits into a byte, the first into its lower half."""
+    odd = codes.shape[1] % 2
+    low, high = torch.nn.functional.pad(codes, (0, odd)).unflatten(1, (-1, 2)).unbind(2)
+    return low | high << 4
+
+
+def whole(stored: UInt8[Tensor, "rows bytes"]) -> UInt8[Tensor, "rows codes"]:
+    """Take bytes apart into codes of four bits; the last one may be no code."""
+    return torch.stack((stored & 15, stored >> 4), dim=2).flatten(1)
