@@ -44,7 +44,7 @@ def ablations(*names: str) -> tuple[str, ...]:
 
 LADDER = (
     RELEASE, "ladder-1-rounding", "ladder-2-scales", "ladder-3-outside",
-    "ladder-4-budget", "quant-dllm-2bit-untuned", "quant-dllm-2bit",
+    "ladder-4-budget", "ladder-5-drift", "quant-dllm-2bit-untuned", "quant-dllm-2bit",
 )  # fmt: skip
 SECTIONS = (
     Section(
@@ -52,9 +52,10 @@ SECTIONS = (
         "From the published code's form to the default recipe, one lever added at each step: signs "
         "chosen in the sweep with second-order steps after it; scales of six bits; embedding and "
         "head of eight; one budget over all matrices, spent by sensitivity; rounding towards the "
-        "full-precision model's output (untuned); all scales tuned end to end. Below, tuning "
-        "without the step before it.",
-        ("gptq-2bit", *LADDER, "ablation-tuned-without-drift"),
+        "full-precision model's output; embedding and head of four bits, of eight for common "
+        "tokens, and the head rounded behind the blocks (untuned); all scales tuned end to end. "
+        "Below, tuning without the sixth step, and without the fifth and the sixth.",
+        ("gptq-2bit", *LADDER, "ablation-tuned-outside-8", "ablation-tuned-without-drift"),
     ),
     Section(
         "Two bits",
@@ -63,8 +64,8 @@ SECTIONS = (
     ),
     Section(
         "One to four bits",
-        "The default recipe and the published code's form at other budgets. On the second model "
-        "the default's at 1 and 1.5 bits were measured without the ladder's fifth step.",
+        "The default recipe and the published code's form at other budgets; at three "
+        "and four bits the default leaves embedding and head at eight, rounded to nearest.",
         tuple(f"quant-dllm-{bits}bit{form}" for form in ("", "-release")
               for bits in ("1", "1.5", "2", "3", "4") if (bits, form) != ("1.5", "-release")),
     ),
