@@ -6,7 +6,6 @@ import torch
 from quant_dllm.errors import RecipeError
 from quant_dllm.quantizers.daq import DataAwareAnyOrderQuantizer
 from quant_dllm.statistics.drift import towards_full
-from quant_dllm.statistics.drift import towards_full
 from quant_dllm.statistics.layer import Needs
 from tests.oracle.test_gptaq import BLOCK, drifted_layer
 

@@ -194,23 +194,24 @@ class Symmetric:
 def choose_signs(m: Matrix) -> None:
     """Give each column in turn the signs nearest to where the other columns want it.
 
-    The target of column j is W_j + (R H_j − R_j H_jj)/H_jj = Q_j + (R H)_j / H_jj. R H is kept up
-    to date within a block of columns and made anew at the next.
+    The target of column j is W_j + (R H_j − R_j H_jj)/H_jj = Q_j + (R H)_j / H_jj. R H is made anew
+    at each block. Within one, targets are first made as if the columns before were zero, and each
+    column, once rounded, moves those behind it.
     """
     rest = m.weight - m.values()
-    diagonal = m.hessian.diagonal()
     for block in m.blocks:
         here = block.channels
-        pull = (rest @ m.hessian[:, here]).T.contiguous()  # (R H)_j, a row a column
         own = m.hessian[here, here]
-        values = block.values().T.contiguous()
-        rounding = ColumnRounding(block.rows, block.columns)
-        for j, d in enumerate(diagonal[here].tolist()):
-            now = rounding(j, values[j].add(pull[j], alpha=1 / d))
-            pull.addr_(own[j], now - values[j], alpha=-1)
-            values[j] = now
+        d = own.diagonal()[:, None]
+        before = (own / d).tril_(-1)  # H_jj' / H_jj of the columns j' before j
+        values = block.values().T  # a row a column, as all that follows
+        wanted = (rest @ m.hessian[:, here]).T.div(d).add_(values).addmm_(before, values)
+        rounding, found = ColumnRounding(block.rows, block.columns), []
+        for j, moves in enumerate(before.T.contiguous()):
+            found.append(rounding(j, wanted[j]))
+            wanted[j + 1 :].addr_(moves[j + 1 :], found[j], alpha=-1)
         block.signs = rounding.signs()
-        rest[:, here] = m.weight[:, here] - values.T
+        rest[:, here] = m.weight[:, here] - torch.stack(found, dim=1)
 
 
 def refine(m: Matrix, rounds: int, sign_passes: int = 2, tolerance: float = 2e-3) -> list[float]:

@@ -91,15 +91,14 @@ def column_by_column(
         Q and E. What the sweep reached is Q + E diag(U).
     """
     rest = block.T.contiguous()  # a column is then one run of memory
-    values, error = torch.empty_like(rest), torch.empty_like(rest)
-    diagonal = factor.diagonal().tolist()
-    for j, d in enumerate(diagonal):
-        values[j] = round_column(j, rest[j])
-        torch.sub(rest[j], values[j], out=error[j]).div_(d)
-        rest[j + 1 :].addr_(factor[j, j + 1 :], error[j], alpha=-1)
+    error, values, diagonal = torch.empty_like(rest), [], factor.diagonal()
+    for j, moves in enumerate(factor / diagonal[:, None]):
+        values.append(round_column(j, rest[j]))
+        torch.sub(rest[j], values[j], out=error[j])
+        rest[j + 1 :].addr_(moves[j + 1 :], error[j], alpha=-1)
         if correction is not None:
             rest[j + 1 :].addr_(correction[j, j + 1 :], rest[j])
-    return values.T, error.T
+    return torch.stack(values, dim=1), error.T / diagonal
 
 
 def block_error(
