@@ -13,6 +13,7 @@ from quant_dllm.report.table import RATIOS, Row, Spread, markdown, rows
 
 DEFAULT, UNTUNED = "quant-dllm-2bit", "quant-dllm-2bit-untuned"
 RUNG = "ladder-4-budget"  # what the trials change
+FIFTH = "ladder-5-drift"
 RELEASE, GPTQ = "quant-dllm-2bit-release", "gptq-2bit"
 MODELS = {"tiny": "`tiny`", "second": "`stories15M_mdlm`"}
 ABOUT = {
@@ -27,6 +28,10 @@ ABOUT = {
     "drift-0.5": "the same, half as strong",
     "drift-0.25": "the same, a quarter as strong",
     "outside-4": "embedding and head in four bits, in place of eight",
+    "head-behind": "the drift, and the head rounded behind the blocks, towards full precision too",
+    "finer": "the drift; embedding and head in four bits, of eight for the 5 % commonest tokens",
+    "finer-behind": "the same, and the head rounded behind the blocks",
+    "mask-behind": "the same, towards full precision too, eight bits for the mask and one token",
 }
 STUDENT = {2: 12.71, 3: 4.30}  # Student's t of 95 %, by seeds
 TO_REACH = "reach for "
@@ -274,7 +279,7 @@ def rotations(found: dict[Any, dict[str, Any]], tables: dict[str, Table]) -> str
     """Compare methods on the rotated models with the same on the models as they are."""
     lines = []
     for model in MODELS:
-        for recipe in (GPTQ, RELEASE, UNTUNED):
+        for recipe in (GPTQ, RELEASE, FIFTH):
             turned = {key[3]: r for key, r in found.items() if key[0] == f"{model}, rotated"
                       and key[2] == recipe}  # fmt: skip
             plain = {r.seed: r.evaluation for r in tables[model][recipe].runs}

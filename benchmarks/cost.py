@@ -33,7 +33,7 @@ from quant_dllm.models.config import BackboneConfig
 from quant_dllm.models.sight import Sight
 from quant_dllm.pipeline.quantize import quantize
 from quant_dllm.pipeline.tune import PART_TOKENS, VISIT_TOKENS
-from quant_dllm.quantizers.outside import Grouped
+from quant_dllm.quantizers.outside import LAUNCHES, TILE
 from quant_dllm.recipe import DEFAULT, Recipe
 from quant_dllm.statistics.layer import LayerStatistics, Needs
 from quant_dllm.tuning.objective import HEAD_ROWS, TopLogits, divergence
@@ -80,6 +80,18 @@ def rounding(out: int, inputs: int) -> list[Call]:
         return counted(lambda: quantizer.quantize(weight, stats, bits, 128))
 
     return scaled(of(8), of(16), (8, 16), out)
+
+
+def rounding_head(rows: int) -> list[Call]:
+    """Count the rounding of the head's rows that are rounded at once."""
+    form, stats = Recipe.load(DEFAULT).outside.build("outside"), correlated(WIDTH)
+    few = torch.randn(8, WIDTH, generator=torch.Generator().manual_seed(8))
+
+    def of(some: int) -> list[Call]:
+        weight, finer = few.repeat(some // 8, 1), torch.arange(some) % 8 == 0
+        return counted(lambda: form.quantize(weight, finer, stats))
+
+    return scaled(of(8), of(16), (8, 16), rows)
 
 
 def correlated(inputs: int) -> LayerStatistics:
@@ -137,7 +149,9 @@ def attention(tokens: int, passes: float) -> list[Call]:
 def head(positions: int, backward: bool) -> list[Call]:
     """Count the packed head and the loss, or the 16-bit head and its likeliest tokens."""
     dice = torch.Generator().manual_seed(0)
-    weight = Grouped(bits=8).quantize(torch.randn(VOCAB, WIDTH, generator=dice))
+    form, finer = Recipe.load(DEFAULT).outside.build("outside"), torch.zeros(VOCAB).bool()
+    finer[: form.finer_rows(VOCAB)] = True
+    weight = form.quantize(torch.randn(VOCAB, WIDTH, generator=dice), finer)
     target = TopLogits.of(torch.randn(4, VOCAB, generator=dice), 128)
     dense = weight.dequantize().bfloat16()
 
@@ -190,6 +204,9 @@ def untuned() -> Iterator[Phase]:
     yield "calibration: moments", moments + factors, BLOCKS
     for (out, inputs), n in LAYERS.items():
         yield f"rounding: {out} × {inputs}", rounding(out, inputs), BLOCKS * n
+    seen = fixed("addmm", TF32, 2.0 * tokens / 2 * WIDTH**2 * streams)
+    yield "head: moments", seen + fixed("factor", full, 4 / 3 * WIDTH**3), 1
+    yield "head: rounding", rounding_head(TILE * LAUNCHES // WIDTH), VOCAB * WIDTH / TILE / LAUNCHES
 
 
 def tuned() -> Iterator[Phase]:

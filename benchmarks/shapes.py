@@ -11,13 +11,14 @@ from cost import BLOCKS, LAYERS, MLP, RESULTS, VOCAB, WEIGHTS, WIDTH
 from quant_dllm.pipeline.entry import BATCH_TOKENS
 from quant_dllm.pipeline.stream import HELD_BYTES
 from quant_dllm.pipeline.tune import NARROW, PART_TOKENS, VISIT_TOKENS, WIDE
-from quant_dllm.quantizers.outside import Grouped
-from quant_dllm.recipe import Recipe
+from quant_dllm.quantizers.outside import LAUNCHES, Grouped
+from quant_dllm.quantizers.outside import TILE as ROWS
+from quant_dllm.recipe import DEFAULT, Recipe
 from quant_dllm.tuning.objective import HEAD_ROWS
 from quant_dllm.tuning.scales import TILE
 
 PARAMETERS = BLOCKS * WEIGHTS + 2 * VOCAB * WIDTH + (2 * BLOCKS + 1) * WIDTH
-RECIPES = ("quant-dllm-2bit-paper", "quant-dllm-2bit", "quant-dllm-2bit-small")
+RECIPES = ("quant-dllm-2bit-paper", "ablation-tuned-outside-8", "quant-dllm-2bit")
 
 
 def file_bits(name: str) -> dict[str, Any]:
@@ -28,7 +29,8 @@ def file_bits(name: str) -> dict[str, Any]:
         n * inputs // 128 * (2 * quantizer.plane_bits(out, 128) + 8)
         for (out, inputs), n in LAYERS.items()
     )
-    each = form.bits + 16 / form.block_size if isinstance(form, Grouped) else 16
+    packed = isinstance(form, Grouped)
+    each = 8 * form.stored_bytes(VOCAB, WIDTH) / (VOCAB * WIDTH) if packed else 16
     outside = 2 * VOCAB * WIDTH * each
     total = layers + outside + 16 * (2 * BLOCKS + 1) * WIDTH
     return {
@@ -38,8 +40,9 @@ def file_bits(name: str) -> dict[str, Any]:
     } | records.where()  # fmt: skip
 
 
+FORM = Recipe.load(DEFAULT).outside.build("outside")
 PACKED = {
-    "packed embedding and head": 2 * VOCAB * WIDTH * 8.125 / 8,
+    "packed embedding and head": 2.0 * FORM.stored_bytes(VOCAB, WIDTH),
     "packed layers": BLOCKS * WEIGHTS * 2.2 / 8,
 }
 OUTSIDE = 2.0 * 2 * VOCAB * WIDTH
@@ -56,6 +59,16 @@ def rounding() -> dict[str, float]:
         "second moment, factor or damped H, drift": 3 * 4.0 * MLP**2,
         "columns' equations": 4.0 * (2 * MLP) ** 2 + 8.0 * MLP * WIDTH,
         "the layer's copies": 5 * 4.0 * WIDTH * MLP,
+    }
+
+
+def head() -> dict[str, float]:
+    """Add up what is there while the head is rounded, behind the blocks."""
+    return {
+        "16-bit head": 2.0 * VOCAB * WIDTH,
+        "its codes": 1.0 * VOCAB * WIDTH,
+        "second moment, factor, drift": 3 * 4.0 * WIDTH**2,
+        "the rows' copies": 8 * 4.0 * ROWS * LAUNCHES,
     }
 
 
@@ -84,8 +97,13 @@ def visit() -> dict[str, float]:
 
 
 def memory() -> dict[str, Any]:
-    """Add up the fullest moments of the three, bytes."""
-    stages = {"rounding": rounding(), "tuning": update(), "tuning, 16-bit model": visit()}
+    """Add up the fullest moments of the four, bytes."""
+    stages = {
+        "rounding": rounding(),
+        "head": head(),
+        "tuning": update(),
+        "tuning, 16-bit model": visit(),
+    }
     return {"what": "memory", "model": "LLaDA-8B's shapes"} | stages | records.where()
 
 

@@ -46,8 +46,23 @@ TRIALS: dict[str, dict[str, Any]] = {
     "drift-0.5": {"quantizer.drift": 0.5},
     "drift-0.25": {"quantizer.drift": 0.25},
     "outside-4": {"outside.bits": 4},
+    "head-behind": {"quantizer.drift": 1.0, "outside.behind": True, "outside.drift": 1.0},
+    "finer": {"quantizer.drift": 1.0, "outside.bits": 4, "outside.finer": 0.05},
+    "finer-behind": {
+        "quantizer.drift": 1.0,
+        "outside.bits": 4,
+        "outside.finer": 0.05,
+        "outside.behind": True,
+    },
+    "mask-behind": {
+        "quantizer.drift": 1.0,
+        "outside.bits": 4,
+        "outside.finer": 0.0005,
+        "outside.behind": True,
+        "outside.drift": 1.0,
+    },
 }
-ROTATED = ("gptq-2bit", "quant-dllm-2bit-release", "quant-dllm-2bit-untuned")
+ROTATED = ("gptq-2bit", "quant-dllm-2bit-release", "ladder-5-drift")
 
 
 @dataclass(frozen=True, kw_only=True)
