@@ -25,8 +25,9 @@ typedef struct {
 static const shape shapes[] = {
     {1, 7, 128, 1, {2}},          {33, 72, 20, 4, {2, 3, 1, 2}}, {97, 300, 128, 3, {4, 2, 1}},
     {64, 700, 256, 3, {2, 1, 2}}, {100, 264, 64, 5, {1, 2, 3, 8, 2}},
+    {33, 1024, 128, 8, {2, 2, 3, 2, 2, 3, 2, 2}},
 };
-static const int token_counts[] = {0, 1, 3, 7, 16, 33, 130};
+static const int token_counts[] = {0, 1, 3, 7, 16, 33, 130, 512};
 
 static uint32_t state = 1;
 static uint32_t dice(void) { return state = state * 1664525u + 1013904223u, state >> 8; }
@@ -139,7 +140,7 @@ static int run(const shape *s, int unit) {
     for (size_t t = 0; t < sizeof token_counts / sizeof *token_counts && !wrong; t++)
         for (int variant = 0; variant < 4; variant++)
             wrong |= multiply(s, &w, packed, unit, token_counts[t], variant % 3, variant % 2,
-                              1 + variant / 2);
+                              variant < 2 ? 1 : token_counts[t] < 512 ? 2 : 16);
     weight back = {.signs = calloc(s->out, w.bytes), .rows = malloc(s->out * w.planes * 2),
                    .scales = malloc(w.columns * 2), .orders = malloc(s->blocks)};
     qd_unpack(packed, back.signs, back.rows, back.scales, back.orders, 2);

@@ -257,6 +257,11 @@ static int apart(const qd_unit *unit, int64_t tokens, int threads) {
     return threads == 1 || tokens >= (int64_t)tile_of(unit, INT64_MAX, 0) * threads;
 }
 
+static size_t whole_room(const qd_packed *p, const qd_unit *unit, int64_t tokens, int threads) {
+    int alone = apart(unit, tokens, threads), most = tile_of(unit, tokens, !alone);
+    return (alone ? threads : 1) * table_room(p, most) + threads * sums_room(p, most);
+}
+
 /* Count the bytes of workspace that `qd_linear` wants; no more for many tokens than for some. */
 int64_t qd_workspace(const void *packed, int unit, int64_t tokens, int threads) {
     const qd_packed *p = packed;
@@ -264,9 +269,9 @@ int64_t qd_workspace(const void *packed, int unit, int64_t tokens, int threads) 
     if (!is_packed(p)) return -QD_BAD_PACKED;
     if (!with) return -QD_NO_UNIT;
     threads = useful_threads(p, tokens, threads);
-    int alone = apart(with, tokens, threads), most = tile_of(with, tokens, !alone);
-    int sets = alone ? threads : 1;
-    return (int64_t)(sets * table_room(p, most) + threads * sums_room(p, most));
+    size_t room = whole_room(p, with, tokens, threads);
+    size_t other = with->precise ? whole_room(p, with->precise, tokens, threads) : 0;
+    return (int64_t)(room > other ? room : other);
 }
 
 /* The best unit of this processor that reads a layout. */
@@ -286,7 +291,7 @@ int qd_linear(const void *packed, int unit, const void *x, const void *bias, voi
     const qd_unit *with = qd_unit_at(unit);
     if (!with || with->layout != p->layout || with->lacks()) return QD_NO_UNIT;
     if (bytes < qd_workspace(p, unit, tokens, threads)) return QD_SMALL_BUFFER;
-    if (precise && with->precise) with = with->precise; /* it wants no more */
+    if (precise && with->precise) with = with->precise;
     if (!tokens) return QD_OK;
     call c = {.p = p, .unit = with, .x = x, .y = y, .bias = bias, .dtype = (enum qd_dtype)dtype,
               .item = dtype == QD_FLOAT32 ? 4 : 2, .precise = precise};
