@@ -13,7 +13,7 @@ from quant_dllm.kernels.operator import OPERATOR
 from quant_dllm.weights.random import random_weight
 from tests.native import emulated
 
-TOKENS = (1, 2, 3, 7, 8, 15, 16, 17, 31, 32, 33, 64, 127, 128, 513)
+TOKENS = (1, 2, 3, 7, 8, 15, 16, 17, 23, 24, 31, 32, 33, 47, 48, 64, 127, 128, 513)
 SHAPES = {  # out, in, block size, orders: short last blocks, widths that fill no tile or byte
     "square": (256, 512, 128, [2, 1, 3, 2]),
     "odd": (97, 300, 128, [4, 2, 1]),
@@ -21,6 +21,8 @@ SHAPES = {  # out, in, block size, orders: short last blocks, widths that fill n
     "wide-blocks": (64, 700, 256, [2, 1, 2]),
     "one-row": (1, 7, 128, [2]),
     "high": (40, 136, 64, [8, 5, 2]),
+    "mixed": (520, 160, 32, [1, 4, 2, 3, 1]),  # chunks of two tiles, the last one with one
+    "thin": (64, 640, 128, [1, 1, 2, 1, 1]),
 }
 UNITS = ("generic", "avx2", "avx512", "amx", "neon")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -89,6 +91,30 @@ def test_the_precise_mode_misses_less(unit, weight):
             assert miss(packed.linear(x), x, weight) <= PRECISE, (tokens, dtype)
 
 
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_inputs_may_be_of_any_distribution(unit, order):
+    weight = random_weight(160, 512, 128, [order] * 4)
+    packed, dice = native.prepare(weight), torch.Generator().manual_seed(order)
+    for tokens in (40, 127, 300):
+        normal = torch.randn(tokens, 512, generator=dice)
+        heavy = normal / torch.rand(tokens, 512, generator=dice).sqrt()
+        channels = normal * torch.randn(512, generator=dice).exp()
+        massive = normal.clone()
+        massive[:: tokens // 2, 7] = 3000  # a few tokens, one channel
+        for name, x in {"heavy": heavy, "channels": channels, "massive": massive}.items():
+            assert miss(packed.linear(x), x, weight) <= FAST, (tokens, name)
+
+
+def test_a_plane_may_count_in_few_channels(unit):
+    weight = random_weight(*SHAPES["square"])
+    weight.column_scales[128:256].div_(64)  # the second plane of the first block
+    weight.column_scales[128 + 5] *= 512
+    packed = native.prepare(weight)
+    for tokens in (1, 16, 64, 300):
+        x = inputs(tokens, weight)
+        assert miss(packed.linear(x), x, weight) <= FAST, tokens
+
+
 @pytest.mark.parametrize("rows, columns", [(-9, 9), (-8, -8), (9, -4), (8, 8)], ids=str)
 def test_scales_may_be_small_and_large(unit, rows, columns):
     weight = random_weight(70, 300, 128, [2, 1, 3])
@@ -137,20 +163,22 @@ def test_inputs_may_have_any_shape_and_stride(unit):
     assert packed.linear(x[:0]).shape == (0, 4, 97)
 
 
-def test_what_is_not_finite_stays_in_its_token(unit):
+@pytest.mark.parametrize("tokens", [9, 70])
+def test_what_is_not_finite_stays_in_its_token(unit, tokens):
     weight = random_weight(*SHAPES["odd"])
-    x = inputs(9, weight)
+    x = inputs(tokens, weight)
     x[2, 5], x[6, 200] = torch.nan, torch.inf
     y = native.prepare(weight).linear(x)
-    assert y.isfinite().all(1).tolist() == [m not in (2, 6) for m in range(9)]
+    assert y.isfinite().all(1).tolist() == [m not in (2, 6) for m in range(tokens)]
     assert not y[[2, 6]].isfinite().any()
 
 
-def test_inputs_of_any_size(unit):
+@pytest.mark.parametrize("tokens", [5, 70])
+def test_inputs_of_any_size(unit, tokens):
     weight = random_weight(*SHAPES["square"])
     packed = native.prepare(weight)
     for size in (0.0, 1e-25, 1e25):
-        x = inputs(5, weight) * size
+        x = inputs(tokens, weight) * size
         y = packed.linear(x)
         assert torch.equal(y, torch.zeros_like(y)) if size == 0 else miss(y, x, weight) <= FAST
 

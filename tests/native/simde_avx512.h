@@ -9,6 +9,7 @@
 
 #define __builtin_cpu_supports(feature) 1
 #define __mmask16 uint16_t
+#define __mmask32 uint32_t
 
 #define ELEMENTS(type, count, name, vector) \
     type name[count];                       \
@@ -92,7 +93,52 @@ static inline float emulate_reduce_add_ps(__m512 v) {
     FOR(16) sum += in[i];
     return sum;
 }
+static inline int32_t emulate_reduce_add_epi32(__m512i v) {
+    ELEMENTS(int32_t, 16, in, v);
+    int32_t sum = 0;
+    FOR(16) sum += in[i];
+    return sum;
+}
+static inline uint32_t emulate_test_epi16_mask(__m512i a, __m512i b) {
+    ELEMENTS(uint16_t, 32, x, a);
+    ELEMENTS(uint16_t, 32, y, b);
+    uint32_t mask = 0;
+    FOR(32) mask |= (uint32_t)((x[i] & y[i]) != 0) << i;
+    return mask;
+}
+static inline uint32_t emulate_testn_epi16_mask(__m512i a, __m512i b) {
+    return ~emulate_test_epi16_mask(a, b);
+}
+static inline __m512i emulate_add_epi16(__m512i a, __m512i b) { /* wraps around */
+    ELEMENTS(uint16_t, 32, x, a);
+    ELEMENTS(uint16_t, 32, y, b);
+    FOR(32) x[i] = (uint16_t)(x[i] + y[i]);
+    return VECTOR_OF(__m512i, x);
+}
+static inline __m512i emulate_mask_sub_epi16(__m512i from, uint32_t mask, __m512i a, __m512i b) {
+    ELEMENTS(uint16_t, 32, out, from);
+    ELEMENTS(uint16_t, 32, x, a);
+    ELEMENTS(uint16_t, 32, y, b);
+    FOR(32) if (mask >> i & 1) out[i] = (uint16_t)(x[i] - y[i]);
+    return VECTOR_OF(__m512i, out);
+}
+static inline __m512i emulate_madd_epi16(__m512i a, __m512i b) {
+    ELEMENTS(int16_t, 32, x, a);
+    ELEMENTS(int16_t, 32, y, b);
+    int32_t out[16];
+    FOR(16) out[i] = x[2 * i] * y[2 * i] + x[2 * i + 1] * y[2 * i + 1];
+    return VECTOR_OF(__m512i, out);
+}
 
+#undef _mm512_add_epi16
+#undef _mm512_madd_epi16
+#undef _mm512_test_epi16_mask
+#define _mm512_add_epi16 emulate_add_epi16
+#define _mm512_madd_epi16 emulate_madd_epi16
+#define _mm512_mask_sub_epi16 emulate_mask_sub_epi16
+#define _mm512_test_epi16_mask emulate_test_epi16_mask
+#define _mm512_testn_epi16_mask emulate_testn_epi16_mask
+#define _mm512_reduce_add_epi32 emulate_reduce_add_epi32
 #define _mm512_maskz_loadu_ps emulate_maskz_loadu_ps
 #define _mm256_maskz_loadu_epi16 emulate_maskz_loadu_epi16
 #define _mm512_mask_storeu_ps emulate_mask_storeu_ps

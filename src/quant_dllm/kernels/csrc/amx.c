@@ -60,7 +60,8 @@ static int tables(const qd_segment *s, const float *columns, const void *x, enum
                   size_t stride, int tokens, int precise, uint8_t *tables, size_t low,
                   float *scales) {
     if (tokens < LEAST)
-        return qd_avx512.tables(s, columns, x, dtype, stride, tokens, precise, tables, low, scales);
+        return qd_avx512_lookups.tables(s, columns, x, dtype, stride, tokens, precise, tables, low,
+                                        scales);
     int width = (int)s->width, item = dtype == QD_FLOAT32 ? 4 : 2, some;
     const __m512 factor = _mm512_set1_ps(ldexpf(MEAN, SHIFT - s->exponent));
     tables -= closer(s, tokens);
@@ -197,7 +198,7 @@ static int lay_out(place *at, strip *to) {
 
 static void multiply(const qd_span *span) {
     if (span->tokens < LEAST) {
-        qd_avx512.multiply(span);
+        qd_avx512_lookups.multiply(span);
         return;
     }
     place at = {.span = span, .weights = span->weights,
@@ -216,6 +217,6 @@ static void store(const float *sums, const void *bias, int rows, enum qd_dtype d
     qd_avx512.store(sums, bias, rows, dtype, y);
 }
 
-const qd_unit qd_amx = {.name = "amx", .precise = &qd_avx512, .layout = QD_WORDS, .granule = 32,
-                        .block = 256, .ragged = LEAST, .lacks = lacks, .tables = tables,
-                        .multiply = multiply, .store = store};
+const qd_unit qd_amx = {.name = "amx", .precise = &qd_avx512_lookups, .layout = QD_WORDS,
+                        .granule = 32, .block = 8, .ragged = LEAST, .most = 256, .lacks = lacks,
+                        .tables = tables, .multiply = multiply, .store = store};

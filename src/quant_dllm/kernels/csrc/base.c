@@ -125,16 +125,14 @@ static room room_at(const qd_packed *p, uint8_t *at, int tokens) {
 /* Length of the block of tokens that begins at `token`: full ones, then what is left. */
 static int block_length(int token, int tokens, const qd_unit *unit) {
     int left = tokens - token, full = unit->block;
-    if (left >= full) return full;
-    if (unit->ragged && left >= unit->ragged) return left;
+    if (unit->ragged && left >= unit->ragged) return left < unit->most ? left : unit->most;
     while (full > left) full /= 2;
     return full;
 }
 
 /* Tokens whose tables are built together. */
 static int tile_of(const qd_unit *unit, int64_t tokens, int shared) {
-    int most = shared ? SHARED_TILE : TILE;
-    if (most < unit->block) most = unit->block;
+    int most = unit->most ? unit->most : shared ? SHARED_TILE : TILE;
     return tokens < most ? (int)tokens : most;
 }
 
@@ -214,8 +212,8 @@ static void run_chunk(const call *c, const room *r, int64_t first, int tokens, u
 static void run_apart(const call *c, int64_t tokens, uint8_t *workspace, int threads) {
     int most = tile_of(c->unit, tokens, 0);
     size_t share = table_room(c->p, most) + sums_room(c->p, most);
-    int64_t each = (tokens + threads - 1) / threads, few = c->unit->block < 16 ? c->unit->block : 16;
-    each = (each + few - 1) / few * few;
+    int64_t few = c->unit->most || c->unit->block > 16 ? 16 : c->unit->block;
+    int64_t each = ((tokens + threads - 1) / threads + few - 1) / few * few;
 #pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
     for (int t = 0; t < threads; t++) {
         int64_t end = each * (t + 1) < tokens ? each * (t + 1) : tokens;
@@ -291,7 +289,8 @@ int qd_linear(const void *packed, int unit, const void *x, const void *bias, voi
     const qd_unit *with = qd_unit_at(unit);
     if (!with || with->layout != p->layout || with->lacks()) return QD_NO_UNIT;
     if (bytes < qd_workspace(p, unit, tokens, threads)) return QD_SMALL_BUFFER;
-    if (precise && with->precise) with = with->precise;
+    int thin = 8 * p->channels <= (uint64_t)with->thin * p->in_features;
+    if (with->precise && (precise || thin)) with = with->precise;
     if (!tokens) return QD_OK;
     call c = {.p = p, .unit = with, .x = x, .y = y, .bias = bias, .dtype = (enum qd_dtype)dtype,
               .item = dtype == QD_FLOAT32 ? 4 : 2, .precise = precise};

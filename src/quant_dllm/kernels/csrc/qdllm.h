@@ -79,7 +79,7 @@ typedef struct {
     const uint8_t *weights;   /* the chunk, from the first of the segments */
     const uint8_t *tables;    /* of the block of tokens, from the first of the segments */
     size_t low;               /* how far behind a table of high digits that of low digits is */
-    const uint8_t *has_low;   /* whether the low digits of a segment count */
+    const uint8_t *has_low;   /* whether the low digits of a segment count: what `tables` returned */
     const float *scales;      /* of the tables: [plane][token] */
     const float *columns;     /* column scales of all segments */
     float *sums;              /* [tile][token][32], added to */
@@ -89,15 +89,17 @@ typedef struct qd_unit qd_unit;
 struct qd_unit {
     const char *name;
     const qd_unit *precise; /* the unit that takes precise calls; NULL: this one */
+    int thin;               /* it also takes weights of up to so many planes for 8 channels */
     enum qd_layout layout;
     uint32_t granule;       /* `padded` is a multiple of it */
     int block;              /* tokens of a full block: a power of two */
-    int ragged;             /* a block of so many tokens may have any length; 0: none. The others
-                             * are cut into powers of two */
+    int ragged, most;       /* so many tokens and more, up to the most, are a block of any length;
+                             * 0: none is. The others are cut into powers of two */
     const char *(*lacks)(void); /* the instruction that this processor lacks, or NULL */
     /* Build the tables of a segment for a block of tokens whose rows of x are `stride` elements
      * apart, and their scales. Return whether low digits were written: where `precise` asks for
-     * them, and where one digit would miss QD_TOLERANCE because one channel towers over the rest. */
+     * them, and where one digit would miss QD_TOLERANCE because one channel towers over the rest; a
+     * unit that has more to tell itself returns numbers over 1. */
     int (*tables)(const qd_segment *s, const float *columns, const void *x, enum qd_dtype dtype,
                   size_t stride, int tokens, int precise, uint8_t *tables, size_t low,
                   float *scales);
@@ -108,6 +110,7 @@ struct qd_unit {
 
 extern const qd_unit qd_generic;
 extern const qd_unit qd_avx2, qd_avx512, qd_amx, qd_neon; /* on their own machines */
+extern const qd_unit qd_avx512_lookups; /* what AVX-512 does for few tokens and precise calls */
 
 /* Best unit first. */
 const qd_unit *qd_unit_at(int index);
