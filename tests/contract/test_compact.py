@@ -20,7 +20,7 @@ from tests.contract.conftest import SMALL
 
 COMPACT = SMALL | {
     "quantizer.scales": 6, "quantizer.refinements": 1, "outside": "grouped", "outside.bits": 4,
-    "outside.block_size": 16,
+    "outside.block_size": 16, "outside.finer": 0.1, "outside.behind": True, "outside.drift": 1.0,
 }  # fmt: skip
 
 
@@ -50,7 +50,15 @@ def test_the_folder_holds_what_the_record_says(compact, model, family, example):
     assert loaded.bits().stored == pytest.approx(record.bits.stored)
     assert len(loaded.packed()) == len(record.layers)
     manifest = json.loads((out / "quant_dllm.json").read_text())
-    assert manifest["recipe"]["outside"] == {"name": "grouped", "bits": 4, "block_size": 16}
+    assert manifest["recipe"]["outside"] == {
+        "name": "grouped",
+        "bits": 4,
+        "block_size": 16,
+        "finer": 0.1,
+        "behind": True,
+        "drift": 1.0,
+    }
+    assert {layer.kind for layer in record.outside} <= {"finer"}
 
 
 def test_the_model_is_the_network_with_rounded_weights(compact, example):

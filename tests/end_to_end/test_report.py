@@ -115,7 +115,10 @@ def test_a_push_lists_what_it_would_upload(capsys, packed):
     assert "USER/REPO" in capsys.readouterr().err
 
 
-SMALLEST = {"quantizer.scales": 8, "outside": "grouped", "outside.bits": 4}
+SMALLEST = {
+    "quantizer.scales": 8, "outside": "grouped", "outside.bits": 4, "outside.finer": 0.05,
+    "outside.behind": True,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(

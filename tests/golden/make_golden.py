@@ -2,12 +2,13 @@
 
     python tests/golden/make_golden.py
 
-Writes ``v1-binary``, ``v1-uniform`` and ``v1-compact`` beside this file, where they are not there:
+Writes ``v1-binary``, ``v1-uniform``, ``v1-compact`` and ``v1-finer`` beside this file, where they are not there:
 a random LLaDA of 24 channels whose blocks have one, two and three planes and a short last block,
 packed, with the logits that it gave.
 """
 
 import json
+import os
 import random
 import tempfile
 from pathlib import Path
@@ -47,7 +48,8 @@ def source(folder: Path) -> Path:
 
 
 def main() -> None:
-    """Quantize it three times."""
+    """Quantize it four times."""
+    os.environ["QUANT_DLLM_KERNEL"] = "reference"  # the definition, which the test runs too
     dice = random.Random(0)
     with tempfile.TemporaryDirectory() as name:
         text = Path(name) / "text.txt"
@@ -61,6 +63,10 @@ def main() -> None:
             ("compact", "ladder-1-rounding", {"precision.ratio": 0.34, "quantizer.scales": 6,
                                             "outside": "grouped", "outside.bits": 4,
                                             "outside.block_size": 10}),
+            ("finer", "ladder-1-rounding", {"precision.ratio": 0.34, "outside": "grouped",
+                                            "outside.bits": 4, "outside.block_size": 10,
+                                            "outside.finer": 0.1, "outside.behind": True,
+                                            "outside.drift": 1.0}),
         ):  # fmt: skip
             out = HERE / f"v1-{kind}"
             if out.is_dir():

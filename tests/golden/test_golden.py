@@ -66,6 +66,11 @@ def scales(np, tensors, plane, columns):
     )
 
 
+def nibbles(row):
+    """Take the codes of four bits of a row apart."""
+    return [int(row[j // 2]) >> 4 * (j % 2) & 15 for j in range(24)]
+
+
 def test_its_embedding_is_that_of_the_documented_layout(golden):
     import numpy as np
 
@@ -78,12 +83,14 @@ def test_its_embedding_is_that_of_the_documented_layout(golden):
         codes, s = (
             stored[f"model.transformer.{name}.{leaf}"].numpy() for leaf in ("codes", "scales")
         )
-        values = (
-            np.array(
-                [[(int(row[j // 2] >> 4 * (j % 2)) & 15) - 8 for j in range(24)] for row in codes]
-            )
-            * s.astype(np.float32)[:, [j // 10 for j in range(24)]]
-        )
+        values = np.array([nibbles(row) for row in codes]) - 8.0
+        marks = stored.get(f"model.transformer.{name}.marks")
+        if marks is not None:
+            finer = [i for i in range(64) if int(marks[i // 8]) >> (i % 8) & 1]
+            below = stored[f"model.transformer.{name}.below"].numpy()
+            assert len(finer) == len(below) == 6 and 63 in finer  # the mask is one of a tenth
+            values[finer] += np.array([nibbles(row) for row in below]) / 16
+        values = values * s.astype(np.float32)[:, [j // 10 for j in range(24)]]
         if ours is None:
             ours = quant_dllm.load(folder).backbone.head.weight.dequantize()
         assert torch.allclose(ours, torch.from_numpy(values).float(), atol=1e-6)

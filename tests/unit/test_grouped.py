@@ -10,6 +10,7 @@ from quant_dllm.models.backbone import Backbone
 from quant_dllm.models.config import BackboneConfig
 from quant_dllm.quantizers import outside
 from quant_dllm.quantizers.outside import Grouped
+from quant_dllm.recipe import Recipe
 from quant_dllm.weights.grouped import GroupedWeight
 
 
@@ -119,20 +120,21 @@ def test_a_whole_file_of_llada_8b_takes_at_most_two_point_four_bits():
         codes = scales * (planes * out + 2 * inputs) // 8
         return 2 * out * inputs // 8 + codes + 8 * planes + planes // 2
 
-    def file(scales, bits):
+    def file(scales, form):
         total = 0
         for name, p in network.named_parameters():
             if name.startswith("blocks.") and p.ndim == 2:
                 total += layer(*p.shape, scales)
-            elif p.ndim == 2 and bits < 16:
-                total += p.numel() * bits // 8 + 2 * p.numel() // 128
+            elif p.ndim == 2 and form is not None:
+                total += form.stored_bytes(*p.shape)
             else:
                 total += 2 * p.numel()
         return 8 * total / count
 
-    assert file(16, 16) == pytest.approx(4.03, abs=0.01)  # method.md, section 5
-    assert file(8, 4) <= 2.4
-    assert file(6, 4) <= 2.37
+    default = Recipe.load("quant-dllm-2bit").outside.build("outside")
+    assert file(16, None) == pytest.approx(4.03, abs=0.01)  # method.md, section 5
+    assert file(6, default) <= 2.4
+    assert file(6, Grouped(bits=4)) <= 2.37
     codes = torch.empty(126464, 2048, dtype=torch.uint8, device="meta")
     scales = torch.empty(126464, 32, dtype=torch.float16, device="meta")
     assert GroupedWeight(codes, scales, 4, 128, 4096).stored_bits == 4 + 16 / 128
