@@ -16,6 +16,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from quant_dllm.statistics.layer import LayerStatistics, Needs
 from quant_dllm.tuning.objective import HEAD_ROWS, TopLogits, divergence
 from quant_dllm.tuning.recompute import recompute
 from quant_dllm.tuning.scales import thaw
+from quant_dllm.weights.finer import FinerWeight
 from quant_dllm.weights.random import random_weight
 
 RESULTS = records.RESULTS / "cost.jsonl"
@@ -148,10 +150,7 @@ def attention(tokens: int, passes: float) -> list[Call]:
 
 def head(positions: int, backward: bool) -> list[Call]:
     """Count the packed head and the loss, or the 16-bit head and its likeliest tokens."""
-    dice = torch.Generator().manual_seed(0)
-    form, finer = Recipe.load(DEFAULT).outside.build("outside"), torch.zeros(VOCAB).bool()
-    finer[: form.finer_rows(VOCAB)] = True
-    weight = form.quantize(torch.randn(VOCAB, WIDTH, generator=dice), finer)
+    dice, weight = torch.Generator().manual_seed(0), packed_head()
     target = TopLogits.of(torch.randn(4, VOCAB, generator=dice), 128)
     dense = weight.dequantize().bfloat16()
 
@@ -170,6 +169,15 @@ def head(positions: int, backward: bool) -> list[Call]:
 
     with patch.object(reference, "TILE", reference.TILE * reference.LAUNCHES):  # as on a GPU
         return scaled(of(4), of(8), (4, 8), positions)
+
+
+@cache
+def packed_head() -> FinerWeight:
+    """Pack a random head to nearest."""
+    form, finer = Recipe.load(DEFAULT).outside.build("outside"), torch.zeros(VOCAB).bool()
+    finer[: form.finer_rows(VOCAB)] = True
+    dice = torch.Generator().manual_seed(0)
+    return form.quantize(torch.randn(VOCAB, WIDTH, generator=dice), finer)
 
 
 def fixed(name: str, dtype: torch.dtype | str, flops: float, moved: float = 0.0) -> list[Call]:

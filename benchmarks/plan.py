@@ -34,7 +34,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gptq-2bit": ("gptq-2bit", {}),
     "gptq-2bit, 512 sequences": ("gptq-2bit", {"calibration.sequences": 512}),
     "quant-dllm-2bit-untuned": ("quant-dllm-2bit-untuned", {}),
-    "quant-dllm-2bit-small, untuned": ("quant-dllm-2bit-small", {"tuning": "none"}),
     "quant-dllm-2bit": ("quant-dllm-2bit", {}),
 }
 

@@ -2,7 +2,8 @@
 
     python tests/golden/make_golden.py
 
-Writes ``v1-binary``, ``v1-uniform``, ``v1-compact`` and ``v1-finer`` beside this file, where they are not there:
+Writes ``v1-binary``, ``v1-uniform``, ``v1-compact`` and ``v1-finer`` beside this file, where they
+are not there:
 a random LLaDA of 24 channels whose blocks have one, two and three planes and a short last block,
 packed, with the logits that it gave.
 """
