@@ -16,6 +16,8 @@ int64_t qd_packed_bytes(int, const uint8_t *, int64_t, int64_t, int64_t, int64_t
 int64_t qd_workspace(const void *, int, int64_t, int);
 int qd_linear(const void *, int, const void *, const void *, void *, int64_t, int, int, void *,
               int64_t, int);
+int64_t qd_grouped_room(int, int64_t);
+int qd_grouped_linear(int, const qd_grouped *, const float *, float *, int64_t, float *, int);
 
 typedef struct {
     int out, in, block, blocks;
@@ -150,11 +152,54 @@ static int run(const shape *s, int unit) {
     return wrong;
 }
 
+/* Grouped codes: buffers of exact size, a last group and a last vector that are short. */
+static int run_grouped(int unit, int bits, int inputs, int outputs, int tokens, int finer) {
+    const int64_t bytes = (inputs * bits + 7) / 8, groups = (inputs + 31) / 32;
+    const int rows = finer ? (outputs + 2) / 3 : 0;
+    uint8_t *codes = malloc(bytes * outputs), *below = malloc(bytes * rows + 1);
+    float *scales = malloc(4 * groups * outputs), *x = malloc(4 * (size_t)inputs * tokens);
+    float *y = malloc(4 * (size_t)outputs * tokens);
+    int32_t *rank = malloc(4 * outputs);
+    for (int64_t i = 0; i < bytes * outputs; i++) codes[i] = (uint8_t)dice();
+    for (int64_t i = 0; i < bytes * rows; i++) below[i] = (uint8_t)dice();
+    for (int64_t i = 0; i < groups * outputs; i++) scales[i] = (float)(dice() % 100) / 100 - 0.5f;
+    for (int i = 0; i < inputs * tokens; i++) x[i] = (float)(dice() % 200) / 100 - 1;
+    for (int i = 0; i < outputs; i++) rank[i] = i % 3 ? -1 : i / 3;
+    qd_grouped w = {codes, scales, finer ? below : NULL, finer ? rank : NULL, outputs, inputs, 32,
+                    bytes, groups, bits};
+    float *laid = aligned_alloc(64, 4 * (size_t)qd_grouped_room(unit, inputs));
+    int wrong = qd_grouped_linear(unit, &w, x, y, tokens, laid, 2);
+    for (int i = 0; i < outputs && !wrong; i++)
+        for (int m = 0; m < tokens; m++) {
+            double sum = 0, size = 0;
+            for (int j = 0; j < inputs; j++) {
+                int at = bits == 4 ? j / 2 : j, shift = bits == 4 ? j % 2 * 4 : 0;
+                int mask = bits == 4 ? 15 : 255;
+                double code = (codes[i * bytes + at] >> shift & mask) - (bits == 4 ? 8 : 128);
+                if (finer && rank[i] >= 0)
+                    code += (below[rank[i] * bytes + at] >> shift & mask) / 16.0;
+                double term = code * scales[i * groups + j / 32] * x[m * inputs + j];
+                sum += term;
+                size += fabs(term);
+            }
+            wrong |= fabs(y[m * outputs + i] - sum) > 1e-5 * size;
+        }
+    if (wrong) printf("grouped %d bits %d inputs %d tokens: wrong\n", bits, inputs, tokens);
+    free(codes), free(below), free(scales), free(x), free(y), free(rank), free(laid);
+    return wrong;
+}
+
 int main(void) {
     int wrong = 0;
     for (int unit = 0; qd_unit_at(unit); unit++) {
         if (qd_unit_at(unit)->lacks()) continue;
         for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) wrong |= run(shapes + i, unit);
+        for (int inputs = 6; inputs < 140; inputs += 29)
+            for (int tokens = 1; tokens < 12; tokens += 3) {
+                wrong |= run_grouped(unit, 8, inputs, 37, tokens, 0);
+                wrong |= run_grouped(unit, 4, inputs, 130, tokens, 0);
+                wrong |= run_grouped(unit, 4, inputs, 130, tokens, 1);
+            }
         printf("%s\n", qd_unit_at(unit)->name);
     }
     return wrong;

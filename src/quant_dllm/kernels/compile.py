@@ -23,9 +23,13 @@ AVX512 = (
     "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vbmi", "-mavx512vnni", *AVX2,
     "-mprefer-vector-width=512",
 )  # fmt: skip
+FUSED = "-ffp-contract=fast"  # a product and a sum are one instruction
 AMX = (*AVX512, "-mavx512fp16", "-mamx-tile", "-mamx-bf16")
 UNITS: dict[str, Units] = {
-    "x86_64": {"avx2": AVX2, "avx512": AVX512, "amx": AMX},
+    "x86_64": {
+        "avx2": AVX2, "avx512": AVX512, "amx": AMX,
+        "grouped_avx2": (*AVX2, FUSED), "grouped_avx512": (*AVX512, FUSED),
+    },
     "aarch64": {"neon": ()},
 }  # fmt: skip
 """Flags of each unit, by machine; ``lacks()`` of a unit asks the processor for every one."""
@@ -177,7 +181,7 @@ def attempts(units: Units, extra: Sequence[str]) -> list[tuple[tuple[str, ...], 
 
 def commands(path: Path, compiler: str, extra: Sequence[str], units: Units) -> list[list[str]]:
     """List the commands that compile the units beside ``path`` and link them."""
-    flags = {"base": (), "layout": (), "generic": (), **units}
+    flags = {"base": (), "layout": (), "generic": (), "grouped": (FUSED,), **units}
     objects = {unit: str(path.parent / f"{unit}.o") for unit in flags}
     compiling = [
         [compiler, *COMMON, *own, *extra, "-c", str(SOURCES / f"{unit}.c"), "-o", objects[unit]]

@@ -23,7 +23,7 @@ from quant_dllm.weights.compact import CompactWeight
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("triton", "native", "reference")
+BACKENDS = ("triton", "native", "grouped", "reference")
 BY_NAME_ONLY = ("native_precise",)
 FORCE = "QUANT_DLLM_KERNEL"
 OUTSIDE = ("grouped", "finer")  # the kinds of embedding and head
@@ -139,18 +139,20 @@ def refusals(x: Float[Tensor, "*batch in"], weight: QuantizedWeight) -> dict[str
 def forced_backend(weight: QuantizedWeight) -> str | None:
     """Read the name of the only backend to use; ``None`` leaves the choice to `choose`.
 
-    Kernels are named for the blocks' layers: an embedding or a head is left to those that take it.
+    Kernels are named for the blocks' layers: an embedding or a head is left to those that take it,
+    but for the definition, which takes all.
 
     Raises:
         RequestError: There is no such backend.
     """
     forced = os.environ.get(FORCE, "").replace("-", "_")
-    known = (*BACKENDS, *BY_NAME_ONLY)
+    known = (*(name for name in BACKENDS if name != "grouped"), *BY_NAME_ONLY)
     if forced and forced not in known:
         raise RequestError(
             f"{FORCE} is {os.environ[FORCE]!r}.{hint(forced, known)} Known: {', '.join(known)}."
         )
-    return None if weight.kind in OUTSIDE else forced or None
+    left = weight.kind in OUTSIDE and forced != "reference"
+    return None if left else forced or None
 
 
 def _warn_of_slowness(name: str, device: str, kind: str, reason: str) -> None:

@@ -62,7 +62,7 @@ def _origin() -> str:
 
 
 def _with_unit(kernel: str) -> str:
-    if not kernel.startswith("native"):
+    if kernel not in ("native", "native_precise", "grouped"):
         return kernel
     return f"{kernel} ({list(native.units())[native.unit()]})"
 

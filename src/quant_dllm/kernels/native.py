@@ -22,7 +22,7 @@ from quant_dllm.kernels.pages import mapped, room
 from quant_dllm.weights.base import QuantizedWeight
 from quant_dllm.weights.binary import BinaryWeight, SignPlanes
 
-ABI = 1
+ABI = 2
 LEVEL = "QUANT_DLLM_CPU"  # forces a unit: amx, avx512, avx2, neon, generic
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 SMALL_BUFFER = 4
@@ -63,7 +63,7 @@ class NativeWeight:
 
     def refuses(self, x: Tensor) -> str | None:
         """Say why a call cannot be taken; the weight is known to be fit."""
-        return _refuses_input(x)
+        return refuses_input(x)
 
     def linear(
         self, x: Float[Tensor, "*batch in"], bias: Float[Tensor, " out"] | None = None
@@ -77,7 +77,7 @@ class NativeWeight:
         kinds = (torch.uint8, torch.float16, torch.float16, torch.uint8)
         made = [torch.empty(s, dtype=kind) for s, kind in zip(self.shapes, kinds, strict=True)]
         pointers = [tensor.data_ptr() for tensor in made]
-        _check(library().qd_unpack(self.packed.data_ptr(), *pointers, torch.get_num_threads()))
+        check(library().qd_unpack(self.packed.data_ptr(), *pointers, torch.get_num_threads()))
         named = dict(zip(BinaryWeight.names, made, strict=True))
         return BinaryWeight(**named, block_size=self.block_size, in_features=self.in_features)
 
@@ -92,7 +92,7 @@ def refuses(x: Tensor, weight: QuantizedWeight) -> str | None:
         return f"blocks of {weight.block_size} channels: 8 does not divide them"
     if int(weight.orders.max()) > MOST_ORDER:
         return f"a block has more than {MOST_ORDER} planes"
-    return _refuses_input(x) or missing()
+    return refuses_input(x) or missing()
 
 
 def prepare(weight: QuantizedWeight, precise: bool = False) -> NativeWeight:
@@ -106,10 +106,10 @@ def prepare(weight: QuantizedWeight, precise: bool = False) -> NativeWeight:
     tensors = [getattr(weight, name).detach().contiguous() for name in BinaryWeight.names]
     sizes = (len(weight.orders), weight.in_features, weight.out_features, weight.block_size)
     count = library().qd_packed_bytes(unit(), tensors[3].data_ptr(), *sizes)
-    _check(-min(count, 0))
+    check(-min(count, 0))
     packed = room(count)
     pointers = [tensor.data_ptr() for tensor in tensors]
-    _check(
+    check(
         library().qd_pack(
             unit(), packed.data_ptr(), count, *pointers, *sizes, torch.get_num_threads()
         )
@@ -158,7 +158,7 @@ def multiply(
         tokens = x.numel() // x.shape[-1]
         wanted = library().qd_workspace(packed[0].data_ptr(), which, tokens, threads)
         place = _workspace.place = mapped(wanted)
-    _check(error)
+    check(error)
     return y
 
 
@@ -244,7 +244,8 @@ def unit() -> int:
     return list(known).index(forced)
 
 
-def _refuses_input(x: Tensor) -> str | None:
+def refuses_input(x: Tensor) -> str | None:
+    """Say why no kernel of the library takes such an input."""
     if x.device.type != "cpu":
         return f"the input is on {x.device}"
     if x.dtype not in DTYPES:
@@ -254,5 +255,6 @@ def _refuses_input(x: Tensor) -> str | None:
     return None
 
 
-def _check(error: int) -> None:
+def check(error: int) -> None:
+    """Hold what the library returned against zero."""
     assert error == 0, f"the native kernel was called with {ERRORS.get(error, error)}"

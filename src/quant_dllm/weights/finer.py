@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Int32, UInt8
 from torch import Tensor
 
 from quant_dllm.weights.grouped import GroupedWeight, halves, whole
@@ -69,6 +69,11 @@ class FinerWeight(GroupedWeight):
     def _rank(self) -> Int[Tensor, " out"]:
         """Tell where the lower bits of each finer row are."""
         return self._finer.cumsum(0).sub_(1).clamp_(min=0)
+
+    @cached_property
+    def ranks(self) -> Int32[Tensor, " out"]:
+        """Tell where the lower bits of each row are; −1 where there are none."""
+        return torch.where(self._finer, self._rank, -1).int()
 
     def _levels(self, rows: slice | Tensor) -> Float[Tensor, "some in"]:
         levels, finer, rank = super()._levels(rows), self._finer[rows], self._rank[rows]

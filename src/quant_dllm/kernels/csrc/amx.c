@@ -218,5 +218,6 @@ static void store(const float *sums, const void *bias, int rows, enum qd_dtype d
 }
 
 const qd_unit qd_amx = {.name = "amx", .precise = &qd_avx512_lookups, .layout = QD_WORDS,
-                        .granule = 32, .block = 8, .ragged = LEAST, .most = 256, .lacks = lacks,
+                        .granule = 32, .block = 8, .ragged = LEAST, .most = 256,
+                        .grouped = &qd_grouped_avx512_products, .lacks = lacks,
                         .tables = tables, .multiply = multiply, .store = store};

@@ -319,4 +319,5 @@ static void multiply(const qd_span *span) {
 }
 
 const qd_unit qd_avx2 = {.name = "avx2", .layout = QD_OCTETS, .granule = 8, .block = 4,
-                         .lacks = lacks, .tables = tables, .multiply = multiply, .store = store};
+                         .grouped = &qd_grouped_avx2_products, .lacks = lacks, .tables = tables,
+                         .multiply = multiply, .store = store};

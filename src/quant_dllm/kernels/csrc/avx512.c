@@ -226,9 +226,9 @@ static void multiply(const qd_span *span) {
 }
 
 const qd_unit qd_avx512_lookups = {.name = "avx512", .layout = QD_WORDS, .granule = 32, .block = 8,
-                                   .lacks = lacks, .tables = look_up_tables,
-                                   .multiply = multiply, .store = store};
+                                   .grouped = &qd_grouped_avx512_products, .lacks = lacks,
+                                   .tables = look_up_tables, .multiply = multiply, .store = store};
 const qd_unit qd_avx512 = {.name = "avx512", .precise = &qd_avx512_lookups, .thin = 11,
                            .layout = QD_WORDS, .granule = 32, .block = 8, .ragged = LEAST,
-                           .most = 256, .lacks = lacks, .tables = tables, .multiply = multiply,
-                           .store = store};
+                           .most = 256, .grouped = &qd_grouped_avx512_products, .lacks = lacks,
+                           .tables = tables, .multiply = multiply, .store = store};

@@ -97,5 +97,5 @@ static void store(const float *sums, const void *bias, int rows, enum qd_dtype d
 }
 
 const qd_unit qd_generic = {.name = "generic", .layout = QD_OCTETS, .granule = 8, .block = 32,
-                            .lacks = lacks, .tables = tables, .multiply = multiply,
+                            .grouped = &qd_grouped_products, .lacks = lacks, .tables = tables, .multiply = multiply,
                             .store = store};

@@ -222,4 +222,4 @@ static void multiply(const qd_span *span) {
 }
 
 const qd_unit qd_neon = {.name = "neon", .layout = QD_OCTETS, .granule = 8, .block = 4,
-                         .lacks = lacks, .tables = tables, .multiply = multiply, .store = store};
+                         .grouped = &qd_grouped_products, .lacks = lacks, .tables = tables, .multiply = multiply, .store = store};

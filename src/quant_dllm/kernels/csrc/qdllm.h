@@ -19,7 +19,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define QD_ABI 1
+#define QD_ABI 2
 #define QD_MAGIC 0x4c4c4451u /* "QDLL" */
 #define QD_ROWS 32           /* rows of a tile */
 #define QD_SEGMENT 128       /* channels of a segment, at most */
@@ -85,6 +85,26 @@ typedef struct {
     float *sums;              /* [tile][token][32], added to */
 } qd_span;
 
+/* A weight of grouped codes, see grouped.h. */
+typedef struct {
+    const uint8_t *codes;  /* [outputs, row_bytes] */
+    const float *scales;   /* [outputs, groups] */
+    const uint8_t *below;  /* [finer rows, row_bytes]; NULL: there is none */
+    const int32_t *rank;   /* of each row among the finer ones, or -1; NULL as well */
+    int64_t outputs, inputs, block, row_bytes, groups;
+    int bits;              /* of a code: 4 or 8 */
+} qd_grouped;
+
+/* How a unit multiplies grouped codes. */
+typedef struct {
+    int tokens; /* of a block */
+    void (*lay_out)(const qd_grouped *w, const float *x, int tokens, float *laid);
+    void (*multiply)(const qd_grouped *w, const float *laid, int tokens, float *y, int64_t first,
+                     int64_t end);
+} qd_product;
+
+extern const qd_product qd_grouped_products, qd_grouped_avx2_products, qd_grouped_avx512_products;
+
 typedef struct qd_unit qd_unit;
 struct qd_unit {
     const char *name;
@@ -95,6 +115,7 @@ struct qd_unit {
     int block;              /* tokens of a full block: a power of two */
     int ragged, most;       /* so many tokens and more, up to the most, are a block of any length;
                              * 0: none is. The others are cut into powers of two */
+    const qd_product *grouped;
     const char *(*lacks)(void); /* the instruction that this processor lacks, or NULL */
     /* Build the tables of a segment for a block of tokens whose rows of x are `stride` elements
      * apart, and their scales. Return whether low digits were written: where `precise` asks for
