@@ -11,7 +11,7 @@ UNITS = {
         "avx512": ("-O1", "-DQD_SIMDE", "-include", str(HERE / "simde_avx512.h")),
         "amx": ("-O1", "-DQD_SIMDE", "-include", str(HERE / "simde_amx.h")),
         "neon": ("-O1", "-DQD_SIMDE", "-include", str(HERE / "simde_neon.h")),
-        "grouped_avx512": ("-O1",),
+        "grouped_avx512": ("-O1", "-DQD_SIMDE"),
     },
     "aarch64": {"neon": ()},
 }
