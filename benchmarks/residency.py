@@ -14,6 +14,8 @@ from quant_dllm.checkpoint.writer import SHARD_BYTES
 from quant_dllm.pipeline.entry import BATCH_TOKENS
 from quant_dllm.pipeline.sensitivity import POSITIONS
 from quant_dllm.pipeline.stream import HELD_BYTES
+from quant_dllm.quantizers.outside import LAUNCHES, TILE
+from quant_dllm.recipe import DEFAULT, Recipe
 from quant_dllm.rounding.second_order import PANEL
 from quant_dllm.statistics.reduction import ACCOUNT_BYTES, SHARDS
 from stream import MLP, VOCAB, WIDTH
@@ -60,7 +62,8 @@ class Case:
 
     def steps(self) -> dict[str, Step]:
         """Return what each step holds, bytes."""
-        packed = VOCAB * WIDTH * (1 + 2 / GROUP)
+        form = Recipe.load(DEFAULT).outside.build("outside")
+        packed = form.stored_bytes(VOCAB, WIDTH)
         base = {"process, pool": self.always}
         table = {"embedding or head": self.number * VOCAB * WIDTH}
         working = {
@@ -82,10 +85,17 @@ class Case:
             "factor of 12288 inputs": base | working | {"moment, factors, drift": 6 * moment},
             "second-order rounding": base | working
             | {"moment, damped, drift": 3 * moment} | self._refit(),
+            "head, rounded": base
+            | {"16-bit head": 2 * VOCAB * WIDTH, "its codes": 3 * VOCAB * WIDTH}
+            | {"moment, factor, drift": 3 * 4 * WIDTH**2, "rows at work": 8 * 4 * self._rows()},
             "saving": base
             | {"packed embedding, head": 2 * packed, "a 16-bit table": 2 * VOCAB * WIDTH}
             | {"a shard of the output": SHARD_BYTES},
         }  # fmt: skip
+
+    def _rows(self) -> int:
+        """Weights of the head that are rounded at once."""
+        return TILE * (1 if self.number == 4 else LAUNCHES)
 
     def _sums(self) -> float:
         """What one pass back sums: inputs, and for each layer the inputs by its gradients."""
