@@ -209,7 +209,7 @@ def _memory(r: dict[str, Any] | None) -> str:
 
 
 KINDS = ("bf16_flops", "tf32_flops", "fp32_flops")
-STAGES = ("rounding", "tuning", "tuning, 16-bit model")
+STAGES = ("rounding", "head", "tuning", "tuning, 16-bit model")
 
 
 def cloze() -> str:
