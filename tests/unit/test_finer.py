@@ -103,10 +103,10 @@ def test_behind_the_blocks_errors_are_fed_on():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"finer": 0.1}, r"outside.finer is 0.1 at 8 bits"),
-        ({"bits": 4, "finer": 1.0}, r"outside.finer is 1 at 4 bits"),
+        ({"finer": 0.1}, r"outside.bits is 8. Set outside.finer=0"),
+        ({"bits": 4, "finer": 1.0}, r"outside.finer is 1; a share"),
         ({"bits": 4, "finer": -0.1}, r"outside.finer is -0.1"),
-        ({"drift": 0.5}, r"Set outside.behind=true"),
+        ({"drift": 0.5}, r"outside.behind=true"),
         ({"behind": True, "drift": -1.0}, r"outside.drift is -1"),
     ],
 )

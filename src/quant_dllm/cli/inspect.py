@@ -79,7 +79,7 @@ def _outside(layers: list[dict] | None) -> str:
     if not layers:
         return "as the model has them"
     found = (
-        f"{x['name']} {x['code_bits']:.0f} bits, {x['stored_bits']:.3f} stored" for x in layers
+        f"{x['name']} {x['code_bits']:.3g} bits, {x['stored_bits']:.3f} stored" for x in layers
     )
     return "; ".join(found)
 

@@ -57,15 +57,21 @@ class Grouped:
         """Refuse numbers that mean nothing."""
         if self.block_size < 1:
             raise RecipeError(f"outside.block_size is {self.block_size}; 1 or more is wanted.")
-        if not 0 <= self.finer < 1 or (self.finer and self.bits != 4):
+        if not 0 <= self.finer < 1:
             raise RecipeError(
-                f"outside.finer is {self.finer:g} at {self.bits} bits; a share from 0 to below 1 "
-                "of rows is wanted, and 0 where all have eight bits."
+                f"outside.finer is {self.finer:g}; a share of rows, 0 to below 1, is wanted."
             )
-        if self.drift < 0 or (self.drift and not self.behind):
+        if self.finer and self.bits != 4:
             raise RecipeError(
-                f"outside.drift is {self.drift:g}; 0 or more is wanted, and 0 where the head is "
-                "not rounded behind the blocks. Set outside.behind=true."
+                f"outside.finer is {self.finer:g}, rows of eight bits among those of four, and "
+                f"outside.bits is {self.bits}. Set outside.finer=0."
+            )
+        if self.drift < 0:
+            raise RecipeError(f"outside.drift is {self.drift:g}; 0 or more is wanted.")
+        if self.drift and not self.behind:
+            raise RecipeError(
+                f"outside.drift is {self.drift:g}, and the head is not rounded behind the blocks. "
+                "Set outside.drift=0 or outside.behind=true."
             )
 
     @property
