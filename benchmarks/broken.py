@@ -27,7 +27,7 @@ from runs import (
     wait,
 )
 
-DISKS = (30_000, 60_000, 200_000)  # bytes: too small for a block, for the second one, for the end
+DISKS = (30_000, 90_000, 200_000)  # bytes: too small for the states, for a block, for the second one
 
 
 def hostile(model: Path, folder: Path) -> Iterator[dict[str, Any]]:
