@@ -27,7 +27,7 @@ from runs import (
     wait,
 )
 
-DISKS = (30_000, 90_000, 200_000)  # bytes: too small for the states, for a block, for the second one
+DISKS = (30_000, 90_000, 200_000)  # bytes: too small for states, for a block, for the second one
 
 
 def hostile(model: Path, folder: Path) -> Iterator[dict[str, Any]]:
