@@ -10,30 +10,10 @@ from typing import Any
 import records
 from quant_dllm.evaluation.compare import read_records
 from quant_dllm.report.table import RATIOS, Row, Spread, markdown, rows
+from tried import MODELS, left_out
 
 DEFAULT, UNTUNED = "quant-dllm-2bit", "quant-dllm-2bit-untuned"
-RUNG = "ladder-4-budget"  # what the trials change
-FIFTH = "ladder-5-drift"
 RELEASE, GPTQ = "quant-dllm-2bit-release", "gptq-2bit"
-MODELS = {"tiny": "`tiny`", "second": "`stories15M_mdlm`"}
-ABOUT = {
-    "prompt-0": "nothing of a calibration window always visible, in place of a quarter",
-    "prompt-0.5": "half of it",
-    "few-masked": "calibration crowds where few tokens are masked, t = ((i + 1)/n)²",
-    "many-masked": "calibration crowds where many are, t = √((i + 1)/n)",
-    "damping-0.003": "the Hessian's damping 0.003, in place of 0.01",
-    "damping-0.03": "0.03",
-    "lambda": "Λ of weight 3 at two deviations",
-    "drift": "rounded towards the full-precision model's output: now the next rung",
-    "drift-0.5": "the same, half as strong",
-    "drift-0.25": "the same, a quarter as strong",
-    "outside-4": "embedding and head in four bits, in place of eight",
-    "head-behind": "the drift, and the head rounded behind the blocks, towards full precision too",
-    "finer": "the drift; embedding and head in four bits, of eight for the 5 % commonest tokens",
-    "finer-behind": "the same, and the head rounded behind the blocks",
-    "mask-behind": "the same, towards full precision too, eight bits for the mask and one token",
-}
-STUDENT = {2: 12.71, 3: 4.30}  # Student's t of 95 %, by seeds
 TO_REACH = "reach for "
 
 Table = dict[str, Row]
@@ -225,80 +205,4 @@ def cloze() -> str:
     return (
         "## Cloze\n\nWhich of four sentences goes on a held-out story, the other three being from "
         "other stories; a quarter is chance.\n\n" + markdown(columns, lines)
-    )
-
-
-def left_out(tables: dict[str, Table]) -> str:
-    """Show what was tried, by what it changed, seed by seed."""
-    found = {(r["model"], r["split"], r["trial"], r["seed"]): r for r in read("trials.jsonl")}
-    told = ""
-    lines = [line for group in _groups(found) for line in [_trial(group, found, tables)] if line]
-    if lines:
-        columns = ("model", "text", "the fourth rung with", "KL", "difference", "seeds",
-                   "helps", "date")  # fmt: skip
-        told += (
-            "## What was tried\n\nDifferences of KL to the ladder's fourth rung at the same seeds, "
-            "nats. Levers are chosen on validation text.\n\n" + markdown(columns, lines)
-        )
-    return told + rotations(found, tables)
-
-
-def _groups(found: dict[Any, Any]) -> list[tuple[str, str, str]]:
-    keys = dict.fromkeys(key[:3] for key in found)
-    return [key for key in keys if key[2] in ABOUT]
-
-
-def _trial(
-    group: tuple[str, str, str], found: dict[Any, dict[str, Any]], tables: dict[str, Table]
-) -> tuple[str, ...] | None:
-    model, split, trial = group
-    base = {key[3]: r["evaluation"]["kl"] for key, r in found.items()
-            if key[:3] == (model, split, RUNG)}  # fmt: skip
-    if split == "heldout":
-        base |= {run.seed: run.evaluation["kl"] for run in tables[model][RUNG].runs}
-    mine = {key[3]: r for key, r in found.items() if key[:3] == group and key[3] in base}
-    if not mine:
-        return None
-    kl = Spread.of([r["evaluation"]["kl"] for r in mine.values()])
-    change = Spread.of([r["evaluation"]["kl"] - base[seed] for seed, r in mine.items()])
-    date = max(r["date"] for r in mine.values())
-    return (MODELS[model], split, ABOUT[trial], kl.text(4), change.text(4), str(len(mine)),
-            verdict(change, len(mine)), date)  # fmt: skip
-
-
-def verdict(change: Spread, seeds: int) -> str:
-    """Say whether a change of KL is one."""
-    if seeds not in STUDENT:
-        return "one seed"
-    if abs(change.mean) < STUDENT[seeds] * change.deviation / seeds**0.5:
-        return "unclear"
-    return "yes" if change.mean < 0 else "no: worse"
-
-
-def rotations(found: dict[Any, dict[str, Any]], tables: dict[str, Table]) -> str:
-    """Compare methods on the rotated models with the same on the models as they are."""
-    lines = []
-    for model in MODELS:
-        for recipe in (GPTQ, RELEASE, FIFTH):
-            turned = {key[3]: r for key, r in found.items() if key[0] == f"{model}, rotated"
-                      and key[2] == recipe}  # fmt: skip
-            plain = {r.seed: r.evaluation for r in tables[model][recipe].runs}
-            pairs = [(r["evaluation"], plain[s]) for s, r in turned.items() if s in plain]
-            if not pairs:
-                continue
-            change = Spread.of([a["kl"] - b["kl"] for a, b in pairs])
-            lines.append((
-                MODELS[model], recipe, f"{pairs[0][0]['bits']['stored']:.3f}",
-                Spread.of([b["kl"] for _, b in pairs]).text(4),
-                Spread.of([a["kl"] for a, _ in pairs]).text(4), change.text(4), str(len(pairs)),
-                verdict(change, len(pairs)), max(r["date"] for r in turned.values()),
-            ))  # fmt: skip
-    if not lines:
-        return ""
-    columns = ("model", "recipe", "stored", "KL as it is", "KL rotated", "difference", "seeds",
-               "helps", "date")  # fmt: skip
-    return (
-        "\n### Rotation\n\nThe residual stream and the values turned by random orthogonal "
-        "matrices, folded into the layers (`benchmarks/rotation.py`); held-out text, the same "
-        "stored bits.\n\n" + markdown(columns, lines)
     )

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import beyond
 import rotation
+import tried
 from count import Call, Counter, Device, scaled
 from quant_dllm.report.table import Spread
 
@@ -55,7 +55,7 @@ def test_a_rotated_model_says_the_same(small_model, tmp_path):
 
 
 def test_a_change_within_the_spread_is_unclear():
-    assert beyond.verdict(Spread(-0.002, 0.002), 3) == "unclear"
-    assert beyond.verdict(Spread(-0.02, 0.002), 3) == "yes"
-    assert beyond.verdict(Spread(0.02, 0.002), 3) == "no: worse"
-    assert beyond.verdict(Spread(0.02, float("nan")), 1) == "one seed"
+    assert tried.verdict(Spread(-0.002, 0.002), 3) == "unclear"
+    assert tried.verdict(Spread(-0.02, 0.002), 3) == "yes"
+    assert tried.verdict(Spread(0.02, 0.002), 3) == "no: worse"
+    assert tried.verdict(Spread(0.02, float("nan")), 1) == "one seed"
