@@ -91,7 +91,7 @@ def test_inspect_shows_it(compact, capsys):
     shown = capsys.readouterr().out
     assert "compact, scales of 6 bits" in shown and "of the file" in shown
     for layer in compact[0].outside:
-        assert f"{layer.name} 4 bits, {layer.stored_bits:.3f} stored" in shown
+        assert f"{layer.name} {layer.code_bits:.3g} bits, {layer.stored_bits:.3f} stored" in shown
     assert compact[0].outside or "as the model has them" in shown
 
 
