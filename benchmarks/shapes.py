@@ -7,7 +7,8 @@ import json
 from typing import Any
 
 import records
-from cost import BLOCKS, LAYERS, MLP, RESULTS, VOCAB, WEIGHTS, WIDTH
+from cost import RESULTS
+from phases import BLOCKS, LAYERS, MLP, VOCAB, WEIGHTS, WIDTH
 from quant_dllm.pipeline.entry import BATCH_TOKENS
 from quant_dllm.pipeline.stream import HELD_BYTES
 from quant_dllm.pipeline.tune import NARROW, PART_TOKENS, VISIT_TOKENS, WIDE
