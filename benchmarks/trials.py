@@ -4,7 +4,7 @@
     python benchmarks/trials.py tiny --rotated                # methods, held-out, see rotation.py
     python benchmarks/trials.py second --second FOLDER --held-out --only outside-4
 
-A trial is the ladder's fourth rung with a few fields changed, measured as `results.py` measures.
+A trial is a recipe with a few fields changed (`levers.py`), measured as `results.py` measures.
 Levers are chosen on validation text of `tiny`; what is said of the second model is on held-out text
 alone.
 Records are JSON lines in ``benchmarks/results/trials.jsonl``; what is there is not made again.
@@ -22,6 +22,7 @@ from torch import Tensor
 
 import records
 import rotation
+from levers import ROTATED, TRIALS
 from quant_dllm.calibration.base import Denoise
 from quant_dllm.calibration.mcs import MaskedCalibrationSimulation
 from quant_dllm.evaluation.compare import Comparison
@@ -31,38 +32,7 @@ from quant_dllm.record import BASE
 from quant_dllm.track import silent
 
 RESULTS = records.RESULTS / "trials.jsonl"
-BEFORE = "ladder-4-budget"  # what a trial changes
 WINDOWS, LENGTH, DRAWS = 32, 256, 4  # as in results.py
-TRIALS: dict[str, dict[str, Any]] = {
-    BEFORE: {},
-    "prompt-0": {"calibration.prompt": 0.0},
-    "prompt-0.5": {"calibration.prompt": 0.5},
-    "few-masked": {"calibration": "mcs-skewed", "calibration.power": 2.0},
-    "many-masked": {"calibration": "mcs-skewed", "calibration.power": 0.5},
-    "damping-0.003": {"calibration.damping": 0.003},
-    "damping-0.03": {"calibration.damping": 0.03},
-    "lambda": {"quantizer.emphasis": 3.0},
-    "drift": {"quantizer.drift": 1.0},
-    "drift-0.5": {"quantizer.drift": 0.5},
-    "drift-0.25": {"quantizer.drift": 0.25},
-    "outside-4": {"outside.bits": 4},
-    "head-behind": {"quantizer.drift": 1.0, "outside.behind": True, "outside.drift": 1.0},
-    "finer": {"quantizer.drift": 1.0, "outside.bits": 4, "outside.finer": 0.05},
-    "finer-behind": {
-        "quantizer.drift": 1.0,
-        "outside.bits": 4,
-        "outside.finer": 0.05,
-        "outside.behind": True,
-    },
-    "mask-behind": {
-        "quantizer.drift": 1.0,
-        "outside.bits": 4,
-        "outside.finer": 0.0005,
-        "outside.behind": True,
-        "outside.drift": 1.0,
-    },
-}
-ROTATED = ("gptq-2bit", "quant-dllm-2bit-release", "ladder-5-drift")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +61,7 @@ def recipe(name: str) -> Recipe:
     """Return a trial's recipe under its name; a name that is none is a recipe of the package."""
     if name not in TRIALS:
         return Recipe.load(name)
-    settings = dict(TRIALS[name])
-    base = Recipe.load(BEFORE)
+    base, settings = Recipe.load(TRIALS[name].of), dict(TRIALS[name].settings)
     if named := settings.pop("calibration", None):  # another class with the same fields
         base = replace(base, calibration=replace(base.calibration, name=named))
     return replace(base.override(settings), name=name)

@@ -3,28 +3,12 @@
 from typing import Any
 
 import records
+from levers import ROTATED, RUNG, TRIALS
+from quant_dllm.recipe import DEFAULT
 from quant_dllm.report.table import Row, Spread, markdown
 
-RUNG = "ladder-4-budget"  # what the trials change
-RECIPES = ("gptq-2bit", "quant-dllm-2bit-release", "ladder-5-drift")  # that were rotated
 MODELS = {"tiny": "`tiny`", "second": "`stories15M_mdlm`"}
-ABOUT = {
-    "prompt-0": "nothing of a calibration window always visible, in place of a quarter",
-    "prompt-0.5": "half of it",
-    "few-masked": "calibration crowds where few tokens are masked, t = ((i + 1)/n)²",
-    "many-masked": "calibration crowds where many are, t = √((i + 1)/n)",
-    "damping-0.003": "the Hessian's damping 0.003, in place of 0.01",
-    "damping-0.03": "0.03",
-    "lambda": "Λ of weight 3 at two deviations",
-    "drift": "rounded towards the full-precision model's output: now the next rung",
-    "drift-0.5": "the same, half as strong",
-    "drift-0.25": "the same, a quarter as strong",
-    "outside-4": "embedding and head in four bits, in place of eight",
-    "head-behind": "the drift, and the head rounded behind the blocks, towards full precision too",
-    "finer": "the drift; embedding and head in four bits, of eight for the 5 % commonest tokens",
-    "finer-behind": "the same, and the head rounded behind the blocks",
-    "mask-behind": "the same, towards full precision too, eight bits for the mask and one token",
-}
+NAMED = {RUNG: "the fourth rung", DEFAULT: "the default"}
 STUDENT = {2: 12.71, 3: 4.30}  # Student's t of 95 %, by seeds
 
 Table = dict[str, Row]
@@ -37,37 +21,40 @@ def left_out(tables: dict[str, Table]) -> str:
         for r in records.read(records.RESULTS / "trials.jsonl")
     }
     told = ""
-    lines = [line for group in _groups(found) for line in [_trial(group, found, tables)] if line]
-    if lines:
-        columns = ("model", "text", "the fourth rung with", "KL", "difference", "seeds",
-                   "helps", "date")  # fmt: skip
-        told += (
-            "## What was tried\n\nDifferences of KL to the ladder's fourth rung at the same seeds, "
-            "nats. Levers are chosen on validation text.\n\n" + markdown(columns, lines)
+    for recipe, name in NAMED.items():
+        lines = [
+            line for group in dict.fromkeys(key[:3] for key in found)
+            if group[2] in TRIALS and TRIALS[group[2]].of == recipe != group[2]
+            for line in [_trial(group, found, tables)] if line
+        ]  # fmt: skip
+        if lines:
+            columns = ("model", "text", f"{name} with", "KL", "difference", "seeds", "helps",
+                       "date")  # fmt: skip
+            told += "\n" + markdown(columns, lines)
+    if told:
+        told = (
+            "## What was tried\n\nDifferences of KL to the recipe that was changed, at the same "
+            "seeds, nats. Levers are chosen on validation text.\n" + told
         )
     return told + rotations(found, tables)
-
-
-def _groups(found: dict[Any, Any]) -> list[tuple[str, str, str]]:
-    keys = dict.fromkeys(key[:3] for key in found)
-    return [key for key in keys if key[2] in ABOUT]
 
 
 def _trial(
     group: tuple[str, str, str], found: dict[Any, dict[str, Any]], tables: dict[str, Table]
 ) -> tuple[str, ...] | None:
     model, split, trial = group
+    recipe = TRIALS[trial].of
     base = {key[3]: r["evaluation"]["kl"] for key, r in found.items()
-            if key[:3] == (model, split, RUNG)}  # fmt: skip
+            if key[:3] == (model, split, recipe)}  # fmt: skip
     if split == "heldout":
-        base |= {run.seed: run.evaluation["kl"] for run in tables[model][RUNG].runs}
+        base |= {run.seed: run.evaluation["kl"] for run in tables[model][recipe].runs}
     mine = {key[3]: r for key, r in found.items() if key[:3] == group and key[3] in base}
     if not mine:
         return None
     kl = Spread.of([r["evaluation"]["kl"] for r in mine.values()])
     change = Spread.of([r["evaluation"]["kl"] - base[seed] for seed, r in mine.items()])
     date = max(r["date"] for r in mine.values())
-    return (MODELS[model], split, ABOUT[trial], kl.text(4), change.text(4), str(len(mine)),
+    return (MODELS[model], split, TRIALS[trial].about, kl.text(4), change.text(4), str(len(mine)),
             verdict(change, len(mine)), date)  # fmt: skip
 
 
@@ -84,7 +71,7 @@ def rotations(found: dict[Any, dict[str, Any]], tables: dict[str, Table]) -> str
     """Compare methods on the rotated models with the same on the models as they are."""
     lines = []
     for model in MODELS:
-        for recipe in RECIPES:
+        for recipe in ROTATED:
             turned = {key[3]: r for key, r in found.items() if key[0] == f"{model}, rotated"
                       and key[2] == recipe}  # fmt: skip
             plain = {r.seed: r.evaluation for r in tables[model][recipe].runs}
