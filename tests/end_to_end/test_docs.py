@@ -9,6 +9,7 @@ what of make and python is only looked for.
 
 import gzip
 import io
+import json
 import os
 import re
 import shlex
@@ -72,7 +73,11 @@ def page_commands() -> dict[str, list[str]]:
 @pytest.fixture(scope="module")
 def stand_in(tmp_path_factory):
     config = CONFIG | {"n_layers": 1, "max_sequence_length": 256}
-    return save_model(tmp_path_factory.mktemp("docs") / "model", config)
+    model = save_model(tmp_path_factory.mktemp("docs") / "model", config)
+    words = json.loads((model / "tokenizer_config.json").read_text())
+    words["chat_template"] = "{% for turn in messages %}{{ turn.content }}<|endoftext|>{% endfor %}"
+    (model / "tokenizer_config.json").write_text(json.dumps(words))
+    return model
 
 
 @pytest.fixture
@@ -82,6 +87,9 @@ def at_home(tmp_path, monkeypatch):
     text = gzip.decompress((locate("tiny") / "heldout.txt.gz").read_bytes()).decode()
     for name in ("texts.txt", "held-out.txt"):
         Path(name).write_text(text[:200_000])
+    turns = [{"messages": [{"role": "user", "content": text[i : i + 500]}]}
+             for i in range(0, 200_000, 500)]  # fmt: skip
+    Path("chats.jsonl").write_text("\n".join(map(json.dumps, turns)))
     (recipe,) = re.findall(r"```yaml\n(.*?)```", (HOME / "docs" / "how-to.md").read_text(), re.S)
     Path("mine.yaml").write_text(recipe)
     monkeypatch.setattr("sys.stdin", io.StringIO("Once upon a time\n"))

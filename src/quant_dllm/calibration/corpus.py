@@ -1,7 +1,8 @@
 """Text to token windows, seeded.
 
 A text file is UTF-8, plain or gzipped. Where it holds the tokenizer's end-of-text string, that
-parts it into documents; otherwise it is one document.
+parts it into documents; otherwise it is one document. A file of JSON lines (``.jsonl``) has a
+document a line, see `conversations`.
 """
 
 import gzip
@@ -13,6 +14,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from quant_dllm.calibration.conversations import written_out
 from quant_dllm.errors import TextError
 
 
@@ -32,10 +34,18 @@ def read_text(path: Path) -> str:
         raise TextError(f"{path} is not UTF-8 text. Convert it, or name another file.") from None
 
 
-def documents(text: str, tokenizer: Any) -> list[list[int]]:
-    """Encode the documents of a text, each followed by the end-of-text token, if there is one."""
-    end = tokenizer.eos_token
-    parts = [part.strip() for part in (text.split(end) if end else [text])]
+def documents(path: Path, tokenizer: Any) -> list[list[int]]:
+    """Encode the documents of a file, each followed by the end-of-text token, if there is one.
+
+    Raises:
+        TextError: The file cannot be read, or a line of it is no document.
+    """
+    text, end = read_text(path), tokenizer.eos_token
+    if ".jsonl" in path.suffixes:
+        parts = written_out(path, text, tokenizer)
+    else:
+        parts = text.split(end) if end else [text]
+    parts = [part.strip().removesuffix(end or "") for part in parts]
     parts = [part for part in parts if part]
     encoded = tokenizer(parts, add_special_tokens=False, verbose=False)["input_ids"]
     return [[*ids, tokenizer.eos_token_id] if end else list(ids) for ids in encoded]
@@ -54,7 +64,7 @@ def token_windows(
     """Cut ``sequences`` windows of ``length`` tokens out of a text, at random, none overlapping.
 
     Args:
-        path: Text file.
+        path: Text file, or JSON lines.
         tokenizer: As transformers has them.
         sequences: Windows.
         length: Tokens of a window.
@@ -68,7 +78,7 @@ def token_windows(
     Raises:
         TextError: The text is too short; the message says what it would give.
     """
-    found = documents(read_text(path), tokenizer)
+    found = documents(path, tokenizer)
     dice = torch.Generator().manual_seed(seed)
     if rule == "packed":
         windows = _packed(path, found, sequences, length, dice)

@@ -26,7 +26,9 @@ AttentionBlock = Annotated[
 ]
 Text = Annotated[
     Path | None,
-    typer.Option("--text", help="UTF-8 text, plain or .gz; the bundled stories for tiny."),
+    typer.Option(
+        "--text", help="UTF-8 text or .jsonl, plain or .gz; the bundled stories for tiny."
+    ),
 ]
 MaxMemory = Annotated[
     str | None,

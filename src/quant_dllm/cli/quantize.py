@@ -39,7 +39,7 @@ def quantize(
     file_bits: FileBits = None,
     calibration: Annotated[
         Path | None,
-        typer.Option(help="UTF-8 text, plain or .gz; the bundled stories for tiny."),
+        typer.Option(help="UTF-8 text or .jsonl, plain or .gz; the bundled stories for tiny."),
     ] = None,
     seed: Seed = 0,
     device: Device = "cpu",
