@@ -1,8 +1,8 @@
 """A method: what the layer sees, how many bits a block gets, how it is rounded, how it is tuned.
 
-A recipe names one answer to each of the four and the fields that differ from that answer's
-defaults. Presets are the YAML files of ``recipes/``; an ablation or a baseline is another file,
-not other code.
+A recipe names one answer to each question and the fields that differ from that answer's defaults.
+Presets are the YAML files of ``recipes/``; an ablation or a baseline is another file, not other
+code.
 """
 
 from dataclasses import dataclass, field, fields, replace
@@ -44,6 +44,13 @@ QUANTIZERS = Registry(
         "slim-llm": "quant_dllm.quantizers.slim_llm:SliMLLM",
     },
 )
+BLOCK_TUNINGS = Registry(
+    "block tuning",
+    {
+        "block-by-block": "quant_dllm.tuning.block_by_block:BlockByBlock",
+        "none": "quant_dllm.tuning.none:NoTuning",
+    },
+)
 TUNINGS = Registry(
     "tuning",
     {
@@ -63,6 +70,7 @@ PARTS = {
     "calibration": CALIBRATIONS,
     "precision": PRECISIONS,
     "quantizer": QUANTIZERS,
+    "block_tuning": BLOCK_TUNINGS,
     "tuning": TUNINGS,
     "outside": OUTSIDE,
 }
@@ -110,6 +118,7 @@ class Recipe:
     Attributes:
         name: What it is called in tables.
         about: One line on where it comes from.
+        block_tuning, tuning: How the scales of each block are tuned, and then those of all.
         outside: What becomes of the embedding and the head.
     """
 
@@ -118,6 +127,7 @@ class Recipe:
     calibration: Choice = Choice(name="mcs")
     precision: Choice = Choice(name="abmp")
     quantizer: Choice = Choice(name="daq")
+    block_tuning: Choice = Choice(name="none")
     tuning: Choice = Choice(name="none")
     outside: Choice = Choice(name="unchanged")
 

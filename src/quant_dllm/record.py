@@ -126,7 +126,9 @@ class RunRecord:
         peak_device_memory: The same of an accelerator.
         fingerprint: Of the packed tensors, see `checkpoint.fingerprint`; ``None`` in records that
             were written before there was one.
-        tuning: ``None`` where scales are as rounding gave them; errors of layers are before it.
+        block_tuning: Relative errors of each block's output, before and after each pass; none where
+            blocks were not tuned.
+        tuning: ``None`` where all scales were not tuned; errors of layers are before any tuning.
         outside: Embedding and head, where they are packed.
     """
 
@@ -146,6 +148,7 @@ class RunRecord:
     device: str
     versions: dict[str, str]
     fingerprint: str | None = None
+    block_tuning: list[list[float]] = field(default_factory=list)
     tuning: TuningRecord | None = None
     layers: list[LayerRecord] = field(default_factory=list)
     outside: list[LayerRecord] = field(default_factory=list)

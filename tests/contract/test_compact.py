@@ -21,6 +21,7 @@ from tests.contract.conftest import SMALL
 COMPACT = SMALL | {
     "quantizer.scales": 6, "quantizer.refinements": 1, "outside": "grouped", "outside.bits": 4,
     "outside.block_size": 16, "outside.finer": 0.1, "outside.behind": True, "outside.drift": 1.0,
+    "block_tuning": "block-by-block", "block_tuning.passes": 2,
 }  # fmt: skip
 
 

@@ -143,6 +143,7 @@ def show(record: "RunRecord", out: Path, as_json: bool) -> None:
             "output error": f"{sum(errors) / len(errors):.2e} (mean of the layers)"
             if errors
             else "not measured",
+            "block tuning": _block_tuning(record.block_tuning),
             "tuning": f"KL to 16 bits {told.curve[0]:.4f} before, {min(told.curve):.4f} after "
             "(validation text)"
             if (told := record.tuning)
@@ -152,6 +153,15 @@ def show(record: "RunRecord", out: Path, as_json: bool) -> None:
             + (f", {size(record.peak_device_memory)} on {device}" if device != "cpu" else ""),
         }
     )
+
+
+def _block_tuning(curves: list[list[float]]) -> str:
+    """Say what tuning each block by itself brought."""
+    if not curves:
+        return "none"
+    before, after = (sum(pick) / len(curves) for pick in zip(
+        *((curve[0], min(curve)) for curve in curves), strict=True))  # fmt: skip
+    return f"error behind a block {before:.2e} before, {after:.2e} after (mean of the blocks)"
 
 
 def parse_settings(settings: list[str]) -> dict[str, object]:

@@ -36,6 +36,7 @@ class BlockWork:
         packed, records: Of those that are.
         allocation: Bits of blocks of channels, where they were allocated before.
         scales: What the input channels of layers were multiplied by, where the method wants it.
+        tuned: Relative errors of its output, before and after each pass, where it was tuned.
         hashed: Tensors in the job's two fingerprints before this block was read.
     """
 
@@ -49,6 +50,7 @@ class BlockWork:
     packed: dict[str, QuantizedWeight] = field(default_factory=dict)
     records: dict[str, LayerRecord] = field(default_factory=dict)
     scales: dict[str, Tensor] = field(default_factory=dict)
+    tuned: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Look for layers that an earlier run finished."""
@@ -115,11 +117,16 @@ class BlockWork:
             else:
                 packed, record = share(mine.pop(name, None), owners.layers[name], self.job.device)
                 self._save_layer(name, packed, record)
-            self.packed[name], self.records[name] = packed, record
+            self.records[name] = record
             del self.weights[name]
-            weight = packed.dequantize().to(self.job.dtype)
-            self.block.get_submodule(name).weight.data = weight  # type: ignore[union-attr]
+            self.place(name, packed)
             yield record
+
+    def place(self, name: str, packed: QuantizedWeight) -> None:
+        """Let a layer's weight be what a packed one stands for."""
+        self.packed[name] = packed
+        weight = packed.dequantize().to(self.job.dtype)
+        self.block.get_submodule(name).weight.data = weight  # type: ignore[union-attr]
 
     def save(self, began: float) -> None:
         """Save the finished block in the journal.
@@ -134,7 +141,8 @@ class BlockWork:
             for (key, found), start in zip(prints.items(), self.hashed, strict=True)
         }
         layers = [self.records[name].to_dict() for name in self.packed]
-        facts = {"seconds": time.monotonic() - began, "layers": layers} | hashes
+        facts = {"seconds": time.monotonic() - began, "layers": layers, "tuned": self.tuned}
+        facts |= hashes
         self.journal.save_block(self.index, tensors, facts)
 
     def _stored(self) -> dict[str, Tensor]:

@@ -82,12 +82,13 @@ class Capture:
 
     @torch.no_grad()
     def advance(self, generation: int) -> dict[str, str]:
-        """Move the streams behind the block; return the checksums of their files."""
-        digests = {}
-        for runs in (self.runs, self.twins):
-            if runs:
-                digests |= runs.advance(generation)
-        return digests
+        """Move the stream behind the block; return the checksums of its files."""
+        return self.runs.advance(generation) if self.runs else {}
+
+    @torch.no_grad()
+    def advance_full(self, generation: int) -> dict[str, str]:
+        """Do so with the full-precision model's, if there is one."""
+        return self.twins.advance(generation) if self.twins else {}
 
     def forget(self) -> None:
         """Tell that what feeds a stage was changed after the stage was gathered."""

@@ -54,7 +54,10 @@ def open_streams(
         for spool in spools.values():
             spool.digests = found
             spool.turn(len(journal.blocks))
-    flows = [Stream(spool, list(mine(numbers)), sight) for spool in spools.values()]
+    shares = list(mine(numbers))
+    sizes = {n: rows.stop - rows.start for shard in numbers for n, rows in shard.items()}
+    windows = {batch: sizes[batch] for share in shares for batch in share}
+    flows = [Stream(spool, shares, windows, sight) for spool in spools.values()]
     return flows[0], flows[1] if len(flows) > 1 else None
 
 

@@ -13,7 +13,7 @@ from quant_dllm.calibration.base import Calibration
 from quant_dllm.calibration.corpus import fingerprint, token_windows
 from quant_dllm.checkpoint.fingerprint import Fingerprint
 from quant_dllm.checkpoint.writer import refuse_existing
-from quant_dllm.distributed import local_device
+from quant_dllm.distributed import local_device, world
 from quant_dllm.errors import ModelError, RecipeError, RequestError, TextError
 from quant_dllm.models.bundled import bundled_text
 from quant_dllm.models.load import default_dtype, usable_device
@@ -25,8 +25,9 @@ from quant_dllm.precision.sensitivity import SensitivityBasedBitAllocation
 from quant_dllm.precision.uniform import Uniform
 from quant_dllm.quantizers.base import Quantizer, StoresPlanes
 from quant_dllm.quantizers.outside import Grouped, Unchanged
-from quant_dllm.recipe import Recipe
+from quant_dllm.recipe import Choice, Recipe
 from quant_dllm.statistics.layer import Needs
+from quant_dllm.tuning.block_by_block import BlockByBlock
 from quant_dllm.tuning.end_to_end import EndToEnd
 from quant_dllm.tuning.none import NoTuning
 from quant_dllm.weights.binary import SignPlanes
@@ -59,7 +60,8 @@ class Job:
 
     Attributes:
         windows: Token windows before masking; ``None`` where the recipe looks at no data.
-        tuning, tuning_text: How scales are tuned, and on what; ``None`` where they are not.
+        block_tuning: How the scales of each block are tuned by themselves; ``None``: not at all.
+        tuning, tuning_text: How all scales are tuned, and on what; ``None`` where they are not.
         packed: Of what was packed so far.
         base: Of the 16-bit weights that were read so far.
     """
@@ -74,6 +76,7 @@ class Job:
     mask_token_id: int
     seed: int
     device: torch.device
+    block_tuning: BlockByBlock | None = None
     tuning: EndToEnd | None = None
     tuning_text: TuningText | None = None
     packed: Fingerprint = field(default_factory=Fingerprint)
@@ -101,7 +104,10 @@ class Job:
         calibration, precision, quantizer = recipe.build()
         if isinstance(precision, SensitivityBasedBitAllocation):
             _check_allocation(recipe, quantizer)
-        outside, tuning = recipe.outside.build("outside"), recipe.tuning.build("tuning")
+        outside = recipe.outside.build("outside")
+        block_tuning = _tuning(recipe, "block_tuning", quantizer)
+        tuning = _tuning(recipe, "tuning", quantizer)
+        _check_text(recipe, calibration)
         source = open_model(model, attention_block)
         if source.folder.quantization:
             raise RequestError(
@@ -112,17 +118,14 @@ class Job:
         tokenizer = load_tokenizer(source)
         mask = resolve_mask_token(source, mask_token_id, tokenizer)
         windows = tuning_text = None
-        if isinstance(tuning, NoTuning):
-            tuning = None
-        else:
-            _check_tuning(recipe, calibration, quantizer)
-        if tuning or outside.reads_text or (quantizer.needs | precision.needs) != Needs.NOTHING:
+        needs = quantizer.needs | precision.needs
+        if tuning or block_tuning or outside.reads_text or needs != Needs.NOTHING:
             windows = _windows(source, calibration, tokenizer, text, seed, every=bool(tuning))
         if tuning and windows is not None:
             windows, tuning_text = _part(windows, calibration.sequences, tuning)
         return cls(
             source, recipe, calibration, precision, quantizer, outside, windows, mask, seed,
-            local_device(usable_device(device)), tuning, tuning_text,
+            local_device(usable_device(device)), block_tuning, tuning, tuning_text,
         )  # fmt: skip
 
     @property
@@ -134,12 +137,19 @@ class Job:
     def needs(self) -> Needs:
         """Say what calibration must gather."""
         asked = self.quantizer.needs | self.precision.needs
+        if self.block_tuning:
+            asked |= Needs.DRIFT
         return asked | self.outside.needs if self.head_behind else asked
 
     @cached_property
     def head_behind(self) -> bool:
         """Tell whether the head is rounded by what it receives behind the blocks."""
         return bool(self.outside.needs) and "head" in self.source.empty().outside
+
+    @property
+    def to_the_end(self) -> bool:
+        """Tell whether the text passes the last block too."""
+        return self.head_behind or self.block_tuning is not None
 
     def read(self, name: str) -> Tensor:
         """Read a tensor of the 16-bit model by its name in the network; note it in `base`.
@@ -211,18 +221,33 @@ def _check_allocation(recipe: Recipe, quantizer: Quantizer) -> None:
         )
 
 
-def _check_tuning(recipe: Recipe, calibration: Calibration, quantizer: Quantizer) -> None:
-    """Refuse to tune what has no scales of planes, or on text that was calibrated on."""
+def _tuning(recipe: Recipe, part: str, quantizer: Quantizer) -> Any:
+    """Build a way to tune, `None` where nothing is; refuse what has no scales of planes."""
+    choice: Choice = getattr(recipe, part)
+    built = choice.build(part)
+    if isinstance(built, NoTuning):
+        return None
     stored = get_type_hints(quantizer.quantize)["return"]
     if not all(issubclass(kind, SignPlanes) for kind in get_args(stored) or [stored]):
         raise RecipeError(
-            f"tuning is {recipe.tuning.name}, which tunes the scales of binary planes; "
-            f"{recipe.quantizer.name} stores none. Set tuning=none or quantizer=daq."
+            f"{part} is {choice.name}, which tunes the scales of binary planes; "
+            f"{recipe.quantizer.name} stores none. Set {part}=none or quantizer=daq."
         )
-    if calibration.windows != "packed":
+    return built
+
+
+def _check_text(recipe: Recipe, calibration: Calibration) -> None:
+    """Refuse to tune on text that was calibrated on, or a block on too little to look at it."""
+    if recipe.tuning.name != "none" and calibration.windows != "packed":
         raise RecipeError(
             f"calibration.windows is {calibration.windows}, whose windows overlap; tuning wants "
             "text of its own. Set calibration.windows=packed or tuning=none."
+        )
+    least = 2 * world()
+    if recipe.block_tuning.name != "none" and calibration.sequences < least:
+        raise RecipeError(
+            f"calibration.sequences is {calibration.sequences}; to tune a block on some windows "
+            f"and look at it on others, {least} are wanted at least."
         )
 
 

@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,8 @@ def publish(
         writer.add_file(EVENTS, (journal.folder / EVENTS).read_bytes())
         seconds = journal.seconds + time.monotonic() - began
         record = _record(job, layers, outside, writer.weight_bytes, seconds, peak)
+        tuned = [facts["tuned"] for facts in journal.blocks if facts["tuned"]]
+        record = replace(record, block_tuning=tuned)
         config, shim = with_shim(_config(job, [*layers, *record.outside]))
         writer.add_file(SHIM, shim)
         journal.publishing()

@@ -1,7 +1,8 @@
 """Quantize a model block by block, so that only one block is ever in memory. Read this first.
 
 What a layer sees is gathered by `capture`, how many bits its blocks of channels get is told by the
-recipe's `precision`, how they are rounded by its `quantizer`; `tuned` tunes what comes of it.
+recipe's `precision`, how they are rounded by its `quantizer`. `tune_block` tunes what comes of it
+block by block, `tuned` the whole model.
 """
 
 import time
@@ -31,6 +32,7 @@ from quant_dllm.pipeline.owners import Owners
 from quant_dllm.pipeline.publish import publish, published
 from quant_dllm.pipeline.signals import Stop
 from quant_dllm.pipeline.solved import Solved, layer_record
+from quant_dllm.pipeline.tune_block import BlockTuning
 from quant_dllm.pipeline.tuned import tune
 from quant_dllm.precision.uniform import Uniform
 from quant_dllm.recipe import DEFAULT, Recipe
@@ -152,9 +154,14 @@ def quantize_blocks(
         for stage in STAGE_ORDERS[job.calibration.order]:
             for some in capture.parts(stage):
                 yield from _quantize_groups(work, capture, stage, some, stop)
-        if stream and (index + 1 < len(network.blocks) or job.head_behind):
+        if stream and (index + 1 < len(network.blocks) or job.to_the_end):
             with journal.explained():
-                files = capture.advance(index + 1)
+                files = capture.advance_full(index + 1)
+            if full and job.block_tuning:
+                capture.forget()
+                _tune_block(work, BlockTuning(work, stream, full.states, job.block_tuning), stop)
+            with journal.explained():
+                files |= capture.advance(index + 1)
             save_states(journal, index + 1, files)
         work.save(began)
         job.source.folder.close()
@@ -196,6 +203,13 @@ def _solve(work: BlockWork, name: str, stats: LayerStatistics) -> Solved:
     seconds = time.monotonic() - began
     record = layer_record(job.source.upstream(slot), weight, packed, stats, seconds, increase)
     return packed, record
+
+
+def _tune_block(work: BlockWork, tuning: BlockTuning, stop: Stop) -> None:
+    """Tune a block whose layers are all solved; one that is stopped begins anew."""
+    for curve in tuning.run():
+        work.tuned = list(curve)
+        _obey(stop, work)
 
 
 def _obey(stop: Stop, work: BlockWork) -> None:

@@ -21,11 +21,13 @@ class Stream:
         states: Batches [sequences, length, width] in front of the current block, by their number
             among those of all processes.
         shards: The numbers of the batches of each shard.
+        windows: How many sequences each batch has, by its number.
         sight: What blocks want beside them, see `Network.sight`.
     """
 
     states: Spool
     shards: list[range]
+    windows: dict[int, int]
     sight: Any
 
 

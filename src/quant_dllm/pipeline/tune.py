@@ -24,6 +24,7 @@ from quant_dllm.tuning.end_to_end import EndToEnd
 from quant_dllm.tuning.objective import HEAD_ROWS, TopLogits, divergence, mean_by_sequence
 from quant_dllm.tuning.recompute import keep, recompute
 from quant_dllm.tuning.scales import freeze, thaw
+from quant_dllm.tuning.schedule import rate_at
 
 logger = logging.getLogger(__name__)
 
@@ -150,8 +151,9 @@ class EndToEndTuning:
 
     def update(self, step: int, batch: Batch) -> float:
         """Learn from a batch; return the loss that there was, nats."""
+        settings = self.settings
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.rate_at(step)
+            group["lr"] = rate_at(step, settings.steps, settings.rate, settings.warmup)
         self.optimizer.zero_grad(set_to_none=True)
         found = 0.0
         for part in batch.parts(PART_TOKENS):

@@ -13,6 +13,7 @@ from quant_dllm.memory import PeakMemory
 from quant_dllm.pipeline.entry import BATCH_TOKENS
 from quant_dllm.pipeline.job import Job
 from quant_dllm.pipeline.stream import HELD_BYTES
+from quant_dllm.pipeline.tune import kept_bytes
 from quant_dllm.planning.sizes import Size, Sizes
 from quant_dllm.planning.timing import Timing, time_blocks
 from quant_dllm.planning.tuning import tuning_bytes
@@ -203,6 +204,9 @@ def _rounding_memory(job: Job, timing: Timing | None, held: int) -> int:
     scores = 4 * 3 * BATCH_TOKENS * config.heads * length
     written = min(SHARD_BYTES, job.source.folder.weight_bytes)
     states += streams * min(HELD_BYTES, waiting)
+    if job.block_tuning:
+        piece = min(BATCH_TOKENS, job.block_tuning.batch * length)
+        passing += kept_bytes(config, piece) // config.blocks
     return round(held + states + 4 * 3 * block + moments + solves + passing + scores + written)
 
 

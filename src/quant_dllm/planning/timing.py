@@ -1,6 +1,6 @@
 """How long a run will take: its first block is quantized on part of the text, and thrown away.
 
-If the recipe tunes, a few updates are made and timed as well, see `planning.tuning`.
+If the recipe tunes all scales, some updates are made and timed as well, see `planning.tuning`.
 
 What grows with the text is told from what does not by the moments at which the run saves something:
 those are the same in every run, and the pipeline need not know that it is timed.
@@ -177,7 +177,7 @@ def time_blocks(job: Job) -> Timing:
     times = {kind: block for kind, block in zip(kinds, watch.found, strict=False)}
     return Timing(
         outside, watch.allocating, watch.entering, [times[kind] for kind in kinds], share, memory,
-        time_tuning(job, watch.packed, packed) if job.tuning else 0.0, job.head_behind,
+        time_tuning(job, watch.packed, packed) if job.tuning else 0.0, job.to_the_end,
     )  # fmt: skip
 
 

@@ -216,6 +216,25 @@ def tuning_curve(tuning: TuningRecord, steps: int) -> str:
     return drawing(WIDTH, height, parts, "Divergence on validation text while scales are tuned")
 
 
+def block_errors(curves: Sequence[Sequence[Number]]) -> str:
+    """Draw the relative error behind every block, before its scales were tuned and after."""
+    height, right = 280.0, WIDTH - 110
+    before, after = [curve[0] for curve in curves], [min(curve) for curve in curves]
+    frame = Frame(
+        Scale(-0.5, len(curves) - 0.5, 64, right),
+        Scale(0, max(before) * 1.15 or 1.0, height - 54, 38),
+        "model block, from input to output", "error behind the block, of a token’s energy",
+    )  # fmt: skip
+    parts = [frame.axes(*_whole(len(curves)))]
+    for series, values in enumerate((after, before)):
+        at = [(frame.x(i), frame.y(value)) for i, value in enumerate(values)]
+        parts.append(line(at, f"trace s{series}"))
+        for i, (x, y) in enumerate(at):
+            parts.append(marker(series, x, y, hint=f"block {i}: {values[i]:.3g}"))
+    parts.append(legend(right + 24, 48, ("after", "before")))
+    return drawing(WIDTH, height, parts, "Error behind every block, before and after its tuning")
+
+
 def by_mask_ratio(kl: Mapping[str, Number], top1: Mapping[str, Number]) -> str:
     """Draw KL and agreement over the share of tokens that is masked, side by side."""
     height = 300.0

@@ -163,11 +163,14 @@ def _pictures(found: Findings) -> dict[str, str | None]:
         "sizes": figures.sizes([(BASE, base), (f"{found.record.bits.code:.2g}-bit", ours)]),
         "errors": figures.layer_errors(layers),
         "bits": figures.bits_map(layers, found.bits),
+        "blocks": None,
         "tuning": None,
         "ratio": None,
         "pareto": None,
     }
     record = found.record
+    if record.block_tuning:
+        pictures["blocks"] = figures.block_errors(record.block_tuning)
     if record.tuning:
         steps = record.recipe["tuning"]["steps"]
         pictures["tuning"] = figures.tuning_curve(record.tuning, steps)

@@ -1,6 +1,5 @@
 """Tune all scales at once on the distance between the packed and the 16-bit model."""
 
-import math
 from dataclasses import dataclass
 
 from quant_dllm.errors import RecipeError
@@ -46,11 +45,3 @@ class EndToEnd:
     def windows(self) -> int:
         """Count the windows that are wanted at most: none is shown twice where there are enough."""
         return self.steps * self.batch
-
-    def rate_at(self, step: int) -> float:
-        """Return the learning rate of an update."""
-        progress = step / self.steps
-        if progress < self.warmup:
-            return self.rate * (step + 1) / max(1.0, self.warmup * self.steps)
-        rest = (progress - self.warmup) / (1 - self.warmup)
-        return self.rate * (0.5 + 0.5 * math.cos(math.pi * rest))
