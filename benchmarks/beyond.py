@@ -176,20 +176,21 @@ def _measured(r: dict[str, Any] | None, phases: dict[str, dict[str, Any]]) -> st
 def _memory(r: dict[str, Any] | None) -> str:
     if r is None:
         return ""
+    stages = [stage for stage in STAGES if stage in r]
     lines = [
-        (part, *(f"{r[stage][part] / 1e9:.1f}" if part in r[stage] else "" for stage in STAGES))
-        for part in dict.fromkeys(part for stage in STAGES for part in r[stage])
+        (part, *(f"{r[stage][part] / 1e9:.1f}" if part in r[stage] else "" for stage in stages))
+        for part in dict.fromkeys(part for stage in stages for part in r[stage])
     ]
-    sums = (f"{sum(r[stage].values()) / 1e9:.1f}" for stage in STAGES)
+    sums = (f"{sum(r[stage].values()) / 1e9:.1f}" for stage in stages)
     lines.append(("**sum**", *sums))
     return (
         "Memory on the device, GB, added up from shapes, not measured; less than 16 are wanted.\n\n"
-        + markdown(("", *STAGES), lines)
+        + markdown(("", *stages), lines)
     )
 
 
 KINDS = ("bf16_flops", "tf32_flops", "fp32_flops")
-STAGES = ("rounding", "head", "tuning", "tuning, 16-bit model")
+STAGES = ("rounding", "block tuning", "head", "tuning", "tuning, 16-bit model")
 
 
 def cloze() -> str:

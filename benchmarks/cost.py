@@ -24,7 +24,7 @@ import torch
 
 import records
 from count import Device
-from phases import TF32, WIDTH, correlated, read_seconds, tuned, untuned
+from phases import TF32, WIDTH, correlated, read_seconds, tuned, tuned_blocks, untuned
 from quant_dllm.pipeline.quantize import quantize
 from quant_dllm.recipe import DEFAULT, Recipe
 
@@ -39,7 +39,7 @@ def count() -> Iterator[dict[str, Any]]:
     for name, seconds in read_seconds().items():
         yield {"what": "phase", "phase": name, "seconds": seconds,
                "seconds_half": 2 * seconds} | records.where()  # fmt: skip
-    for name, calls, times in chain(tuned(), untuned()):
+    for name, calls, times in chain(tuned(), tuned_blocks(), untuned()):
         by_type = {t: times * sum(c.flops for c in calls if c.dtype == t) for t in PEAK}
         yield {
             "what": "phase", "phase": name, "bf16_flops": by_type[torch.bfloat16],

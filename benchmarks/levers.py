@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from quant_dllm.recipe import DEFAULT
-
 RUNG = "ladder-4-budget"
+ALONE = "ablation-tuned-without-blocks"
 ROTATED = ("gptq-2bit", "quant-dllm-2bit-release", "ladder-5-drift")
 """Recipes that are tried on a rotated model too."""
 
@@ -68,15 +67,25 @@ TRIALS = {
         "the same, towards full precision too, eight bits for the mask and one token",
         {**FINER, **BEHIND, "outside.finer": 0.0005},
     ),
-    DEFAULT: Trial("nothing changed", {}, DEFAULT),
+    ALONE: Trial("nothing changed", {}, ALONE),
     "rate-0.007": Trial(
-        "tuned at the rate 0.007, in place of 0.0025", {"tuning.rate": 0.007}, DEFAULT
+        "tuned at the rate 0.007, in place of 0.0025", {"tuning.rate": 0.007}, ALONE
     ),
-    "rate-0.00125": Trial("tuned at the rate 0.00125", {"tuning.rate": 0.00125}, DEFAULT),
-    "steps-480": Trial("tuned for 480 steps, in place of 320", {"tuning.steps": 480}, DEFAULT),
+    "rate-0.00125": Trial("tuned at the rate 0.00125", {"tuning.rate": 0.00125}, ALONE),
+    "steps-480": Trial("tuned for 480 steps, in place of 320", {"tuning.steps": 480}, ALONE),
+    "blocks": Trial(
+        "the scales of each block tuned by themselves before: now the default",
+        {"block_tuning": "block-by-block"},
+        ALONE,
+    ),
+    "blocks-steps-480": Trial(
+        "the same, and tuned for 480 steps",
+        {"block_tuning": "block-by-block", "tuning.steps": 480},
+        ALONE,
+    ),
     "steps-480-rate-0.00125": Trial(
         "tuned for 480 steps at the rate 0.00125",
         {"tuning.steps": 480, "tuning.rate": 0.00125},
-        DEFAULT,
+        ALONE,
     ),
 }

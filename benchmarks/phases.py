@@ -19,6 +19,7 @@ from quant_dllm.linear import QuantLinear
 from quant_dllm.models.backbone import Block
 from quant_dllm.models.config import BackboneConfig
 from quant_dllm.models.sight import Sight
+from quant_dllm.pipeline.entry import BATCH_TOKENS
 from quant_dllm.pipeline.tune import PART_TOKENS, VISIT_TOKENS
 from quant_dllm.quantizers.outside import LAUNCHES, TILE
 from quant_dllm.recipe import DEFAULT, Recipe
@@ -33,6 +34,7 @@ WIDTH, MLP, VOCAB, BLOCKS, HEADS = 4096, 12288, 126464, 32, 32
 LAYERS = {(WIDTH, WIDTH): 4, (MLP, WIDTH): 2, (WIDTH, MLP): 1}
 INPUTS = {WIDTH: 3, MLP: 1}  # groups of layers that share their input, by its channels
 WEIGHTS = sum(out * inputs * n for (out, inputs), n in LAYERS.items())
+SCALES = sum(n * 2 * (out * m / 128 + m) for (out, m), n in LAYERS.items())  # of a block
 CONFIG = BackboneConfig(
     width=WIDTH, blocks=BLOCKS, heads=HEADS, kv_heads=HEADS, mlp_width=MLP, vocab=VOCAB,
     context=4096, rope_theta=5e5, norm_eps=1e-5,
@@ -90,8 +92,8 @@ def correlated(inputs: int) -> LayerStatistics:
     return stats
 
 
-def block(tunable: bool) -> nn.Module:
-    """Make one block at true width, its weights random, in bfloat16."""
+def block(tunable: bool, again: bool = False) -> nn.Module:
+    """Make one block at true width, its weights random, in bfloat16; let it run again to learn."""
     made = Block(CONFIG).to(torch.bfloat16)
     if tunable:
         for name, layer in list(made.named_modules()):
@@ -100,6 +102,7 @@ def block(tunable: bool) -> nn.Module:
                 weight = random_weight(out, inputs, 128, [2] * (inputs // 128))
                 made.set_submodule(name, QuantLinear.of(weight))
         thaw(made)
+    if again:
         recompute([made])
     return made
 
@@ -199,18 +202,31 @@ def untuned() -> Iterator[Phase]:
     yield "head: rounding", rounding_head(TILE * LAUNCHES // WIDTH), VOCAB * WIDTH / TILE / LAUNCHES
 
 
+def tuned_blocks() -> Iterator[Phase]:
+    """Yield the phases of tuning each block by itself."""
+    recipe = Recipe.load(DEFAULT)
+    calibration, how = recipe.build()[0], recipe.block_tuning.build("block_tuning")
+    pieces = calibration.sequences * calibration.length / BATCH_TOKENS
+    made = block(True)
+    back = passing(made, BATCH_TOKENS, True) + attention(BATCH_TOKENS, 3)
+    updates = how.passes * (1 - how.validation) * pieces
+    yield "tuning: blocks, updates", back, BLOCKS * updates
+    there = passing(made, BATCH_TOKENS, False) + attention(BATCH_TOKENS, 1)
+    yield "tuning: blocks, looks", there, BLOCKS * (how.passes + 1) * how.validation * pieces
+    yield "tuning: blocks, Adam", fixed("adam", torch.float32, 0, 28 * SCALES), BLOCKS * updates
+
+
 def tuned() -> Iterator[Phase]:
-    """Yield the phases of tuning."""
+    """Yield the phases of tuning end to end."""
     how = Recipe.load(DEFAULT).tuning.build("tuning")
     parts = how.steps * how.batch * how.length / PART_TOKENS
     looks = how.validation * (1 + how.steps // how.validate_every) * how.length / PART_TOKENS
     heads = PART_TOKENS / 2 / HEAD_ROWS
-    scales = BLOCKS * sum(n * 2 * (out * m / 128 + m) for (out, m), n in LAYERS.items())
-    yield "tuning: Adam", fixed("adam", torch.float32, 0, 28 * scales), how.steps
+    yield "tuning: Adam", fixed("adam", torch.float32, 0, 28 * BLOCKS * SCALES), how.steps
     plain = block(False).requires_grad_(False)
     there = passing(plain, PART_TOKENS, False) + attention(PART_TOKENS, 1)
     yield "tuning: 16-bit model", there, BLOCKS * (parts + how.validation)
-    back = passing(block(True), PART_TOKENS, True) + attention(PART_TOKENS, 4)
+    back = passing(block(True, again=True), PART_TOKENS, True) + attention(PART_TOKENS, 4)
     yield "tuning: packed model", back, BLOCKS * (parts + looks / 3)
     yield "tuning: 16-bit head", head(HEAD_ROWS, False), heads * (parts + how.validation)
     yield "tuning: packed head, loss", head(HEAD_ROWS, True), heads * (parts + looks / 3)

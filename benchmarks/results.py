@@ -44,7 +44,8 @@ def ablations(*names: str) -> tuple[str, ...]:
 
 LADDER = (
     RELEASE, "ladder-1-rounding", "ladder-2-scales", "ladder-3-outside",
-    "ladder-4-budget", "ladder-5-drift", "quant-dllm-2bit-untuned", "quant-dllm-2bit",
+    "ladder-4-budget", "ladder-5-drift", "quant-dllm-2bit-untuned", "quant-dllm-2bit-blocks",
+    "quant-dllm-2bit",
 )  # fmt: skip
 SECTIONS = (
     Section(
@@ -53,11 +54,12 @@ SECTIONS = (
         "chosen in the sweep with second-order steps after it; scales of six bits; embedding and "
         "head of eight; one budget over all matrices, spent by sensitivity; rounding towards the "
         "full-precision model's output; embedding and head of four bits, of eight for common "
-        "tokens, and the head rounded behind the blocks (untuned); all scales tuned end to end. "
-        "Below, tuning at nearly three times the rate; that without the sixth step; and without "
-        "the fifth and the sixth.",
-        ("gptq-2bit", *LADDER, "ablation-tuned-rate-0.007", "ablation-tuned-outside-8",
-         "ablation-tuned-without-drift"),
+        "tokens, and the head rounded behind the blocks (untuned); the scales of each block tuned "
+        "by themselves; all scales tuned end to end. Below, tuning end to end without tuning "
+        "blocks before; that at nearly three times the rate; then without the sixth step; and "
+        "without the fifth and the sixth.",
+        ("gptq-2bit", *LADDER, "ablation-tuned-without-blocks", "ablation-tuned-rate-0.007",
+         "ablation-tuned-outside-8", "ablation-tuned-without-drift"),
     ),
     Section(
         "Two bits",

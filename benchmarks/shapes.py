@@ -8,7 +8,7 @@ from typing import Any
 
 import records
 from cost import RESULTS
-from phases import BLOCKS, LAYERS, MLP, VOCAB, WEIGHTS, WIDTH
+from phases import BLOCKS, LAYERS, MLP, SCALES, VOCAB, WEIGHTS, WIDTH
 from quant_dllm.pipeline.entry import BATCH_TOKENS
 from quant_dllm.pipeline.stream import HELD_BYTES
 from quant_dllm.pipeline.tune import NARROW, PART_TOKENS, VISIT_TOKENS, WIDE
@@ -47,7 +47,6 @@ PACKED = {
     "packed layers": BLOCKS * WEIGHTS * 2.2 / 8,
 }
 OUTSIDE = 2.0 * 2 * VOCAB * WIDTH
-SCALES = BLOCKS * sum(n * 2 * (out * m / 128 + m) for (out, m), n in LAYERS.items())
 KEPT = NARROW * WIDTH + WIDE * MLP  # numbers a token that a block has at once
 
 
@@ -60,6 +59,17 @@ def rounding() -> dict[str, float]:
         "second moment, factor or damped H, drift": 3 * 4.0 * MLP**2,
         "columns' equations": 4.0 * (2 * MLP) ** 2 + 8.0 * MLP * WIDTH,
         "the layer's copies": 5 * 4.0 * WIDTH * MLP,
+    }
+
+
+def tuned_block() -> dict[str, float]:
+    """Add up what is there while one block is tuned by itself."""
+    return {
+        "block, 16-bit and float32": 2 * 2.0 * WEIGHTS,  # as it was, and as it is
+        "packed layers": WEIGHTS * 2.2 / 8,
+        "scales, changes, gradients, Adam, best": 24.0 * SCALES,
+        "a block on its way": 4.0 * BATCH_TOKENS * KEPT + 2.0 * WEIGHTS,
+        "a layer's dense weight, gradient and planes": 3 * 4.0 * WIDTH * MLP + 3 * 4.0 * TILE,
     }
 
 
@@ -76,7 +86,7 @@ def head() -> dict[str, float]:
 def update() -> dict[str, float]:
     """Add up a part of the packed model's update; the 16-bit model is gone by then."""
     return PACKED | {
-        "scales, changes, gradients, Adam, best": 24.0 * SCALES,
+        "scales, changes, gradients, Adam, best": 24.0 * BLOCKS * SCALES,
         "targets of a visit": VISIT_TOKENS / 2 * 128 * 6.0,
         "inputs of all blocks": 2.0 * PART_TOKENS * WIDTH * BLOCKS,
         "a block on its way": 4.0 * PART_TOKENS * KEPT + 2.0 * WEIGHTS,
@@ -88,7 +98,7 @@ def update() -> dict[str, float]:
 def visit() -> dict[str, float]:
     """Add up what is there while the 16-bit model is asked, block by block."""
     return PACKED | {
-        "scales, changes, gradients, Adam, best": 20.0 * SCALES,
+        "scales, changes, gradients, Adam, best": 20.0 * BLOCKS * SCALES,
         "16-bit embedding and head": OUTSIDE,
         "block, 16-bit and float32": 2.0 * WEIGHTS,
         "hidden states": 2.0 * VISIT_TOKENS * WIDTH,
@@ -98,9 +108,10 @@ def visit() -> dict[str, float]:
 
 
 def memory() -> dict[str, Any]:
-    """Add up the fullest moments of the four, bytes."""
+    """Add up the fullest moments, bytes."""
     stages = {
         "rounding": rounding(),
+        "block tuning": tuned_block(),
         "head": head(),
         "tuning": update(),
         "tuning, 16-bit model": visit(),

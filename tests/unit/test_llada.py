@@ -111,7 +111,7 @@ def test_a_pass_goes_on_with_layers_that_were_replaced_behind_it(tmp_path):
     x = torch.randn(2, 6, 24)
     spool = Spool(tmp_path, "stream", Pool(1 << 20), torch.device("cpu"))
     spool.put(0, x, 0)
-    runs = Runs(block, Stream(spool, [range(1)], sight))
+    runs = Runs(block, Stream(spool, [range(1)], {0: 1}, sight))
     for stage, groups in enumerate(block.stages):
         (seen,) = runs.receive(0, stage)
         (anew,) = next(islice(block.stage_inputs(x, sight), stage, None))

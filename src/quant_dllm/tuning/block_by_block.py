@@ -19,7 +19,7 @@ class BlockByBlock:
 
     passes: int = 4
     batch: int = 4
-    rate: float = 0.005
+    rate: float = 0.01
     warmup: float = 0.05
     validation: float = 0.125
 
