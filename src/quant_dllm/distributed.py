@@ -204,6 +204,21 @@ def mean_over_ranks(tensors: list[Tensor]) -> None:
         at += tensor.numel()
 
 
+def mean_gradients(parameters: Iterable[Tensor]) -> None:
+    """Replace gradients by their mean over all processes; one that a process lacks is zero.
+
+    An expert may have been chosen in another process alone.
+    """
+    if not _many():
+        return
+    found = []
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        found.append(parameter.grad)
+    mean_over_ranks(found)
+
+
 def _pairs(owner: int) -> Iterator[tuple[int, bool]]:
     """Walk up the tree of pairs that ends at the owner: with whom, and whether to send to it.
 

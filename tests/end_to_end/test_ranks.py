@@ -16,7 +16,7 @@ import moments
 import runs
 from quant_dllm.cli.launch import launched
 from quant_dllm.cli.main import main
-from quant_dllm.distributed import processes, rank, world
+from quant_dllm.distributed import mean_gradients, processes, rank, world
 from quant_dllm.errors import PeerLost, RequestError
 from quant_dllm.evaluation.answers import Answer, log_likelihoods
 from quant_dllm.evaluation.evaluate import evaluate
@@ -184,3 +184,19 @@ def test_owners_share_the_work(monkeypatch):
     found = Owners.assign(block, [group])
     assert found.layers == {"b": 0, "a": 1, "c": 0}  # 256 multiplications each, in this order
     assert found.of(group) == [0, 1]
+
+
+def test_a_gradient_that_a_process_lacks_is_zero(tmp_path):
+    def work():
+        with processes():
+            learned = [torch.zeros(3, requires_grad=True), torch.zeros(2, requires_grad=True)]
+            learned[0].sum().backward()
+            if rank():
+                (2 * learned[1]).sum().backward()
+            mean_gradients(learned)
+            found = [parameter.grad.tolist() for parameter in learned]
+            (tmp_path / f"{rank()}.json").write_text(json.dumps(found))
+
+    assert runs.forked_ranks(2, work) == [runs.DONE] * 2
+    for i in range(2):
+        assert json.loads((tmp_path / f"{i}.json").read_text()) == [[1.0] * 3, [1.0] * 2]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from quant_dllm.checkpoint import durable
-from quant_dllm.distributed import mean_over_ranks, rank, world
+from quant_dllm.distributed import mean_gradients, rank, world
 from quant_dllm.models.config import BackboneConfig
 from quant_dllm.models.model import DiffusionLM
 from quant_dllm.models.norm import RMSNorm
@@ -160,7 +160,7 @@ class EndToEndTuning:
             loss = self._loss(part) * (len(part.canvas) / len(batch.canvas))
             loss.backward()
             found += loss.item()
-        mean_over_ranks([p.grad for p in self.learned if p.grad is not None])
+        mean_gradients(self.learned)
         self.optimizer.step()
         return found
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from quant_dllm.distributed import gather_facts, mean_over_ranks
+from quant_dllm.distributed import gather_facts, mean_gradients, mean_over_ranks
 from quant_dllm.linear import QuantLinear
 from quant_dllm.pipeline.block import BlockWork
 from quant_dllm.pipeline.spool import Spool
@@ -64,8 +64,6 @@ class BlockTuning:
         """
         plain = self._thaw()
         learned = [p for p in self.work.block.parameters() if p.requires_grad]
-        for parameter in learned:  # an expert that no token chooses has a gradient too
-            parameter.grad = torch.zeros_like(parameter)
         optimizer = torch.optim.Adam(learned, lr=self.settings.rate, betas=(0.9, 0.95))
         dice = torch.Generator().manual_seed(self.work.job.seed + self.work.index)
         curve, best = [self.validate()], [p.detach().clone() for p in learned]
@@ -98,13 +96,12 @@ class BlockTuning:
     def _update(self, step: int, piece: Piece, optimizer: torch.optim.Optimizer) -> None:
         """Learn from a piece."""
         steps = self.settings.passes * self.updates
-        learned = optimizer.param_groups[0]["params"]
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step, steps, self.settings.rate, self.settings.warmup)
-        optimizer.zero_grad(set_to_none=False)
+        optimizer.zero_grad()
         with torch.enable_grad():
             self._error(piece).backward()
-        mean_over_ranks([parameter.grad for parameter in learned])
+        mean_gradients(optimizer.param_groups[0]["params"])
         optimizer.step()
 
     def _thaw(self) -> dict[str, nn.Linear]:
