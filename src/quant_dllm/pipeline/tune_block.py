@@ -78,8 +78,8 @@ class BlockTuning:
         for parameter, value in zip(learned, best, strict=True):
             parameter.data.copy_(value)
         self._freeze(plain)
-        logger.debug("block %d tuned: relative error %.5f before, %.5f after", self.work.index,
-                     curve[0], min(curve))  # fmt: skip
+        logger.info("block %d: relative error %.2e, %.2e once its scales are tuned",
+                    self.work.index, curve[0], min(curve))  # fmt: skip
 
     @torch.no_grad()
     def validate(self) -> float:
