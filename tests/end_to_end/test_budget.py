@@ -53,7 +53,7 @@ def job_of(model, text, **settings):
 
 def by_the_whole_model(job):
     """Back-propagate through the whole model at once; add up outer products token by token."""
-    model, (views, _) = load(job.source.folder.path), job.views()
+    model, (views, _) = load(job.source.folder.path), job.views
     hidden, found = views == job.mask_token_id, {}
     for layer in model.backbone.parameters():
         layer.requires_grad_(False)

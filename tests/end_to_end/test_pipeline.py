@@ -137,7 +137,7 @@ def test_the_stream_quantizes_what_a_whole_model_would_give(small_model, tmp_pat
     seen = []
     base.backbone.blocks[1].attention.q.register_forward_pre_hook(lambda _, a: seen.append(a[0]))
     with torch.no_grad():
-        base(job.views()[0])
+        base(job.views[0])
     stats = LayerStatistics.gather(seen, 0.01)
     weight = base.backbone.blocks[1].attention.q.weight
     bits = job.precision.allocate(weight, stats)

@@ -80,7 +80,7 @@ def test_the_record_tells_the_errors_of_the_blocks_that_are_written(folders, tmp
     job = Job.prepare(
         "tiny", recipe, tmp_path / "out", text=None, seed=0, device="cpu", mask_token_id=None
     )
-    canvases, _ = job.views()
+    canvases, _ = job.views
     states, twins = (hidden_behind_blocks(load(model).unpack(), canvases)
                      for model in (out / "tuned", "tiny"))  # fmt: skip
     for ours, theirs, curve in zip(states, twins, tuned.block_tuning, strict=True):

@@ -40,7 +40,7 @@ def open_streams(
     found, pool = journal.states(), Pool(memory)
     spools = {name: Spool(journal.folder, name, pool, job.device) for name in names}
     if found is None:
-        ids, sight = network.look(*(ids.to(job.device) for ids in job.views()))
+        ids, sight = network.look(*(ids.to(job.device) for ids in job.views))
         count, length = ids.shape
         numbers = batches(count, length)
         with journal.explained():

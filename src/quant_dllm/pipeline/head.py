@@ -53,7 +53,7 @@ class Positions:
     """The positions of the calibration text that are masked; all, where none is."""
 
     def __init__(self, job: Job):
-        canvas, text = job.views()
+        canvas, text = job.views
         hidden = canvas == job.mask_token_id
         self.hidden = hidden if hidden.any() else torch.ones_like(hidden)
         self.source = job.source

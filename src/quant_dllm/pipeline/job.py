@@ -194,10 +194,12 @@ class Job:
         sequences, length = self.windows.shape
         return {"fingerprint": fingerprint(self.windows), "sequences": sequences, "length": length}
 
+    @cached_property
     def views(self) -> tuple[Int[Tensor, "views length"], Int[Tensor, "views length"]]:
-        """Return what the model is shown, and the text of each view.
+        """What the model is shown, and the text of each view.
 
-        Where the model wrote something itself, that is the text; else it is the window.
+        Where the model wrote something itself, that is the text; else it is the window. It writes
+        once, whoever asks.
         """
         assert self.windows is not None, "a recipe that looks at no data shows none"
         writing = Writing(

@@ -53,7 +53,7 @@ class SensitivityPass:
     def __init__(self, job: Job, tokens: int, folder: Path, memory: int):
         self.job, self.folder, self.pool = job, folder, Pool(memory)
         self.network = job.source.empty()
-        canvas, text = _some(*job.views(), tokens)
+        canvas, text = _some(*job.views, tokens)
         self.hidden = canvas == job.mask_token_id
         if not self.hidden.any():
             raise RecipeError(
