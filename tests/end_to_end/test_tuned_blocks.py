@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from quant_dllm.cli.main import main
 from quant_dllm.errors import Interrupted, QuantDLLMError
 from quant_dllm.evaluation.evaluate import Yardstick, held_out
 from quant_dllm.models.bundled import bundled_text
@@ -87,6 +88,17 @@ def test_the_record_tells_the_errors_of_the_blocks_that_are_written(folders, tmp
         held = [relative_error(ours[some], theirs[some]).item() for some in HELD]
         assert min(curve) == pytest.approx(sum(held) / len(held), rel=0.01)
         assert min(curve) < curve[0]
+
+
+def test_page_and_inspect_tell_of_it(folders, capsys):
+    out, _, tuned = folders
+    assert main(["inspect", str(out / "tuned")]) == 0
+    told = capsys.readouterr().out
+    before = sum(curve[0] for curve in tuned.block_tuning) / 6
+    assert f"block by block, error {before:.2e}, then" in told
+    for name, shown in (("tuned", True), ("rounded", False)):
+        page = (out / name / "report.html").read_text()
+        assert ("What tuning brought, block by block" in page) == shown
 
 
 @torch.no_grad()

@@ -49,6 +49,7 @@ def inspect(model: Model, as_json: AsJson = False) -> None:
             f"{bits['file']:.3f} of the file",
             "packed": _packed(facts["layers"]),
             "embedding and head": _outside(facts.get("outside")),
+            "tuned": _tuned(facts.get("block_tuning"), facts.get("tuning")),
             "quantized in": f"{facts['seconds']:.1f} s, peak memory {size(facts['peak_memory'])}",
         }
     )
@@ -82,6 +83,18 @@ def _outside(layers: list[dict] | None) -> str:
         f"{x['name']} {x['code_bits']:.3g} bits, {x['stored_bits']:.3f} stored" for x in layers
     )
     return "; ".join(found)
+
+
+def _tuned(blocks: list[list[float]] | None, whole: dict | None) -> str:
+    """Say what was learned after rounding, and what it brought."""
+    told = []
+    if blocks:
+        before, after = (sum(each) / len(blocks) for each in (
+            [curve[0] for curve in blocks], [min(curve) for curve in blocks]))  # fmt: skip
+        told.append(f"block by block, error {before:.2e}, then {after:.2e}")
+    if whole:
+        told.append(f"end to end, KL {whole['curve'][0]:.4f}, then {min(whole['curve']):.4f}")
+    return "; ".join(told) or "no"
 
 
 def _row(layer: dict) -> tuple[str, ...]:
