@@ -74,12 +74,12 @@ TRIALS = {
     "rate-0.00125": Trial("tuned at the rate 0.00125", {"tuning.rate": 0.00125}, ALONE),
     "steps-480": Trial("tuned for 480 steps, in place of 320", {"tuning.steps": 480}, ALONE),
     "blocks": Trial(
-        "the scales of each block tuned by themselves before: now the default",
+        "the scales of each block tuned by themselves before",
         {"block_tuning": "block-by-block"},
         ALONE,
     ),
     "blocks-steps-480": Trial(
-        "the same, and tuned for 480 steps",
+        "the same, and tuned for 480 steps: now the default",
         {"block_tuning": "block-by-block", "tuning.steps": 480},
         ALONE,
     ),
