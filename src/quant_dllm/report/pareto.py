@@ -41,7 +41,8 @@ def draw(rows: Sequence[Row], path: Path, title: str) -> None:
     edge = lower_edge([(row.stored_bits, row.kl.mean) for row in shown])
     axes.step(*zip(*edge, strict=True), where="post", color="#9ca3af", linewidth=1, zorder=0)
     axes.set_yscale("log")
-    axes.margins(x=0.15)
+    left, right = axes.get_xlim()
+    axes.set_xlim(left, right + 0.25 * (right - left))  # names stand to the right of their points
     axes.set_xlabel("stored bits a quantized weight (codes, scales, zero points)")
     axes.set_ylabel("KL to the 16-bit model at masked positions, nats")
     axes.set_title(title, loc="left")
