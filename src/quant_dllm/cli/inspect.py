@@ -87,10 +87,11 @@ def _outside(layers: list[dict] | None) -> str:
 
 def _tuned(blocks: list[list[float]] | None, whole: dict | None) -> str:
     """Say what was learned after rounding, and what it brought."""
+    from quant_dllm.cli.show import before_and_after
+
     told = []
     if blocks:
-        before, after = (sum(each) / len(blocks) for each in (
-            [curve[0] for curve in blocks], [min(curve) for curve in blocks]))  # fmt: skip
+        before, after = before_and_after(blocks)
         told.append(f"block by block, error {before:.2e}, then {after:.2e}")
     if whole:
         told.append(f"end to end, KL {whole['curve'][0]:.4f}, then {min(whole['curve']):.4f}")

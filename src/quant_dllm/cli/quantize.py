@@ -157,10 +157,11 @@ def show(record: "RunRecord", out: Path, as_json: bool) -> None:
 
 def _block_tuning(curves: list[list[float]]) -> str:
     """Say what tuning each block by itself brought."""
+    from quant_dllm.cli.show import before_and_after
+
     if not curves:
         return "none"
-    before, after = (sum(pick) / len(curves) for pick in zip(
-        *((curve[0], min(curve)) for curve in curves), strict=True))  # fmt: skip
+    before, after = before_and_after(curves)
     return f"error behind a block {before:.2e} before, {after:.2e} after (mean of the blocks)"
 
 

@@ -111,3 +111,9 @@ def _lines(items: Iterable[T], what: str, total: int) -> Iterator[T]:
                 f"{what}: {done} of {total}, {now - began:.0f} s, {left:.0f} s left",
                 file=sys.stderr, flush=True,
             )  # fmt: skip
+
+
+def before_and_after(curves: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Average where curves begin, and their lowest points: what tuning blocks brought."""
+    first, lowest = [curve[0] for curve in curves], [min(curve) for curve in curves]
+    return sum(first) / len(curves), sum(lowest) / len(curves)
